@@ -1,0 +1,5 @@
+"""`python -m dlas`."""
+
+from dlas.cli.main import entry_point
+
+entry_point()

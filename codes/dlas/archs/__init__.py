@@ -1,0 +1,77 @@
+"""Networks. One file or folder a family; importing this package imports none of them.
+
+A network registers itself and says in the same file how it is built at a tiny size, so that the tests that run over the whole
+registry cover it from its first day::
+
+    @ARCHS.register("MyNet")
+    class MyNet(nn.Module):
+        def __init__(self, *, nf: PositiveInt = 64) -> None: ...
+
+        @staticmethod
+        def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
+            '''Options of a network of a few thousand weights, and arguments for its `forward`.'''
+            return {"nf": 8}, (torch.rand(2, 3, 16, 16),)
+
+What the program may ask of a network besides `forward`, all optional:
+
+* ``checkpointing: bool`` (attribute, False at first): when True, activations of a training forward
+  are computed again in the backward pass.
+* ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
+  network's own; names it does not know pass through, and applying it twice is applying it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dlas.errors import ConfigurationError
+from dlas.registry import ARCHS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME_KEYS = ("which_model", "which_model_G", "which_model_D")
+"""Options of which one names the architecture."""
+
+TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "after", "device"})
+"""Options of an entry of `networks` that are for the trainer, not for the architecture."""
+
+NESTING_KEYS = ("kwargs", "args")
+"""Options that hold further options of the architecture."""
+
+
+def create_network(options: Mapping[str, Any], *, name: str = "network") -> nn.Module:
+    """Builds the network that an entry of `networks` describes.
+
+    Args:
+        options: the architecture's name under `which_model`, `which_model_G` or `which_model_D`, and its options, beside the
+            name or nested under `kwargs` or `args`. Options for the trainer (`TRAINER_KEYS`) are passed over.
+        name: the entry's name in the file, for messages.
+
+    Returns:
+        The network, freshly initialised, on the default device.
+
+    Raises:
+        ConfigurationError: no architecture is named, it does not exist, or an option is unknown, missing, given twice or
+            of a value that the architecture does not take.
+    """
+    named = [key for key in NAME_KEYS if options.get(key) is not None]
+    if len(named) != 1:
+        found = "none of them is given" if not named else f"{' and '.join(named)} are given"
+        raise ConfigurationError(f"networks.{name}: exactly one of {', '.join(NAME_KEYS)} names the architecture, but {found}")
+    architecture = options[named[0]]
+    try:
+        return ARCHS.create(architecture, _architecture_options(options, name))
+    except (ConfigurationError, ValueError) as error:
+        raise ConfigurationError(f"networks.{name}: {error}") from error
+
+
+def _architecture_options(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = {key: value for key, value in options.items() if key not in TRAINER_KEYS and key not in NESTING_KEYS}
+    for nesting in NESTING_KEYS:
+        for key, value in (options.get(nesting) or {}).items():
+            if key in found:
+                raise ConfigurationError(f"networks.{name}: '{key}' is given twice, once of it under '{nesting}'; keep one")
+            found[key] = value
+    return found

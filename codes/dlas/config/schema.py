@@ -1,0 +1,235 @@
+"""The sections of a configuration file: every key, its type, its default and its meaning.
+
+A section that configures a registered component (a network, a loss, ...) lists here only the keys that belong to the trainer;
+the component's own options come from its signature and are kept in `options`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from dlas.config.problems import Problem
+from dlas.config.source import Mark
+from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES, SCHEDULES, Registry
+from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+def opt(default: Any, doc: str) -> Any:
+    """A key with a default. Mappings and lists are copied for each file."""
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+def req(doc: str) -> Any:
+    """A key that must be given."""
+    return field(metadata={"doc": doc})
+
+
+@dataclass(kw_only=True)
+class Section:
+    """Part of a configuration. `mark` and `yaml_path` tell where it was written."""
+
+    mark: Mark = field(default=Mark(""), repr=False, compare=False, metadata={"internal": True})
+    yaml_path: str = field(default="", repr=False, compare=False, metadata={"internal": True})
+
+
+@dataclass(kw_only=True)
+class Component(Section):
+    """A section that configures a registered component."""
+
+    REGISTRY: ClassVar[Registry]
+    NAME_KEYS: ClassVar[tuple[str, ...]] = ("type",)
+    NESTED: ClassVar[tuple[str, ...]] = ()  # keys under which the component's options may also stand
+
+    options: dict[str, Any] = field(default_factory=dict, metadata={"internal": True})
+
+    @property
+    def component(self) -> str:
+        """The registered name."""
+        return str(getattr(self, self.NAME_KEYS[0]))
+
+
+@dataclass(kw_only=True)
+class DatasetConfig(Component):
+    """One data set; the one called `train` is trained on, every other one is validated on."""
+
+    REGISTRY: ClassVar[Registry] = DATASETS
+    NAME_KEYS: ClassVar[tuple[str, ...]] = ("mode",)
+
+    mode: str = req("registered data set")
+    name: str | None = opt(None, "name in messages, folders and TensorBoard; the key of the section by default")
+    batch_size: PositiveInt = opt(1, "samples per optimiser step over all devices (training set only)")
+    n_workers: NonNegativeInt = opt(0, "processes that load data; 0 loads in the training process")
+    pin_memory: bool = opt(True, "page-locked host memory for faster copies to a GPU")
+    prefetch_factor: PositiveInt = opt(2, "batches that each worker prepares ahead")
+
+
+@dataclass(kw_only=True)
+class NetworkConfig(Component):
+    """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
+
+    REGISTRY: ClassVar[Registry] = ARCHS
+    NAME_KEYS: ClassVar[tuple[str, ...]] = ("which_model", "which_model_G", "which_model_D")
+    NESTED: ClassVar[tuple[str, ...]] = ("kwargs", "args")
+
+    which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
+    type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
+    trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
+
+
+@dataclass(kw_only=True)
+class InjectorConfig(Component):
+    """One injector: reads state keys and writes new ones."""
+
+    REGISTRY: ClassVar[Registry] = INJECTORS
+
+    type: str = req("registered injector")
+    after: NonNegativeInt = opt(0, "runs from this step on")
+    before: NonNegativeInt | None = opt(None, "runs before this step")
+    every: PositiveInt = opt(1, "runs in steps that are a multiple of this")
+    train: bool = opt(False, "true: in training only")
+    eval: bool = opt(False, "true: in evaluation only")
+    no_grad: bool = opt(False, "true: runs without recording gradients")
+
+
+@dataclass(kw_only=True)
+class LossConfig(Component):
+    """One loss: reads state keys and gives a scalar. A loss that is off is not computed."""
+
+    REGISTRY: ClassVar[Registry] = LOSSES
+
+    type: str = req("registered loss")
+    weight: float = req("factor in the step's sum")
+    after: NonNegativeInt = opt(0, "on from this step on")
+    before: NonNegativeInt | None = opt(None, "on before this step")
+    every: PositiveInt = opt(1, "on in steps that are a multiple of this")
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig(Component):
+    """A learning-rate schedule: a registered one, or any class of torch.optim.lr_scheduler by name."""
+
+    REGISTRY: ClassVar[Registry] = SCHEDULES
+
+    type: str = req("name of the schedule")
+
+
+@dataclass(kw_only=True)
+class StepConfig(Section):
+    """One optimiser's part of an iteration: injectors, losses, backward, update. Steps run in the order of the file."""
+
+    training: str | list[str] = req("the network that this step trains, or a list of them")
+    optimizer: str = opt("adamw", "a registered optimizer, a class of torch.optim, or a dotted path (`package.Class`)")
+    optimizer_params: dict[str, Any] = opt({}, "options of the optimizer: `lr`, `weight_decay`, `betas`, `param_groups`, ...")
+    lr_scheme: ScheduleConfig | None = opt(None, "schedule of this step; `train.lr_scheme` by default")
+    clip_grad_eps: NonNegativeFloat = opt(0.0, "largest norm of the gradient over all parameters of the step; 0 does not clip")
+    after: NonNegativeInt = opt(0, "the step runs from this iteration on")
+    before: NonNegativeInt | None = opt(None, "the step runs before this iteration")
+    every: PositiveInt = opt(1, "trains in iterations that are a multiple of this; injectors run in all of them")
+    injectors: dict[str, InjectorConfig] = opt({}, "run in the order of the file")
+    losses: dict[str, LossConfig] = opt({}, "weighted and summed")
+
+    @property
+    def trained(self) -> list[str]:
+        """The networks that this step trains."""
+        if self.training is None:  # the checker builds sections with faults, too
+            return []
+        return [self.training] if isinstance(self.training, str) else list(self.training)
+
+
+@dataclass(kw_only=True)
+class EmaConfig(Section):
+    """Exponential moving average of the trained networks' weights."""
+
+    enabled: bool = opt(True, "keep an average; it is what is validated and what `test.py` loads")
+    rate: Fraction = opt(0.999, "share of the old average kept at each step")
+    warmup: bool = opt(False, "smaller rate at first: min(rate, (1 + step) / (10 + step))")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(Section):
+    """The training loop."""
+
+    niter: PositiveInt = req("iterations to run: the run stops exactly there")
+    mega_batch_factor: PositiveInt = opt(1, "micro-batches per step (gradient accumulation); the result equals one big batch")
+    val_freq: NonNegativeInt = opt(0, "iterations between validations; 0 validates at the end only")
+    lr_scheme: ScheduleConfig | None = opt(None, "learning-rate schedule of all steps; constant by default")
+    warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")
+    ema: EmaConfig = field(default_factory=EmaConfig, metadata={"doc": "average of the weights"})
+
+
+@dataclass(kw_only=True)
+class EvalConfig(Section):
+    """Validation during training, and test.py."""
+
+    output_state: str = opt("gen", "state key of the network's picture")
+    target_state: str = opt("hq", "state key of the true picture")
+    input_state: str = opt("lq", "state key of the input picture, for the baseline and the comparison sheets")
+    injectors: dict[str, InjectorConfig] = opt({}, "run instead of the steps' injectors")
+    metrics: list[str] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
+    crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
+    baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
+    use_ema: bool = opt(True, "evaluate the averaged weights where there are any")
+    num_sheets: NonNegativeInt = opt(4, "comparison sheets (input, baseline, output, truth) sent to TensorBoard")
+    save_images: bool = opt(True, "write val/<set>/<image>/<step>.png")
+
+
+@dataclass(kw_only=True)
+class LoggerConfig(Section):
+    """What is written while training."""
+
+    print_freq: PositiveInt = opt(100, "iterations between log lines")
+    save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
+    tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
+    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals")
+    visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
+    reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
+
+
+@dataclass(kw_only=True)
+class PathConfig(Section):
+    """Where things are read and written."""
+
+    experiments: str = opt("experiments", "folder that holds the run folders, relative to where the program is started")
+    resume_state: str | None = opt(None, "checkpoint folder to go on from; by default the newest of this run")
+    pretrain: dict[str, str] = opt({}, "network: weights file (.safetensors or .pth) to start from")
+    strict_load: bool = opt(True, "false: entries that are missing or do not fit are left out of `pretrain` loading")
+    run: str | None = opt(None, "test.py only: run folder whose newest checkpoint, networks and steps are used")
+
+
+@dataclass(kw_only=True)
+class Config(Section):
+    """A whole file."""
+
+    name: str = req("name of the run and of its folder")
+    scale: PositiveInt = opt(1, "super-resolution factor; given to data sets and networks that take one and are not told")
+    seed: NonNegativeInt = opt(0, "all randomness is a function of this, the step and the sample")
+    device: str = opt("auto", "auto (CUDA or ROCm, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "bf16", "fp16"] = opt("fp32", "automatic mixed precision; fp16 uses a gradient scaler")
+    memory_format: Literal["contiguous", "channels_last"] = opt("contiguous", "memory layout of networks and images")
+    deterministic: bool = opt(False, "refuse operations that give different bits in another run")
+    tf32: bool = opt(True, "TensorFloat-32 for float32 products on GPUs that have it")
+    cudnn_benchmark: bool = opt(True, "let cuDNN time its convolutions and keep the fastest")
+    checkpointing_enabled: bool = opt(False, "gradient checkpointing in networks that offer it: less memory, slower")
+    anomaly_detection: bool = opt(False, "let autograd name the operation that made a NaN; slow")
+    plugins: list[str] = opt([], "files, folders or modules with your own networks, losses, injectors, data sets")
+    datasets: dict[str, DatasetConfig] = opt({}, "`train` and any number of others to validate on")
+    networks: dict[str, NetworkConfig] = opt({}, "networks by name")
+    steps: dict[str, StepConfig] = opt({}, "steps by name, in order")
+    train: TrainConfig | None = opt(None, "the loop; needed to train")
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata={"doc": "validation and testing"})
+    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"doc": "logs"})
+    path: PathConfig = field(default_factory=PathConfig, metadata={"doc": "files and folders"})
+
+    notices: list[Problem] = field(default_factory=list, repr=False, metadata={"internal": True})
+
+
+SECTIONS: dict[str, type[Section]] = {
+    cls.__name__: cls
+    for cls in (
+        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, StepConfig, EmaConfig, TrainConfig,
+        EvalConfig, LoggerConfig, PathConfig, Config,
+    )
+}  # fmt: skip

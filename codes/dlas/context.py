@@ -1,0 +1,70 @@
+"""What injectors and losses may know of the step they run in: networks by name, the step number, and addressable randomness."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+_MASK = (1 << 64) - 1
+
+
+def mix_seed(*parts: int | str) -> int:
+    """A 63-bit seed from integers and names, well mixed (SplitMix64 finaliser: Steele et al., OOPSLA 2014, section 2)."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        number = zlib.crc32(part.encode()) if isinstance(part, str) else part
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+@dataclass
+class Context:
+    """Given to every injector and loss of a micro-batch.
+
+    Args:
+        networks: the run's networks by name.
+        trained: names of the networks that the running step trains (none in evaluation).
+        step: number of completed optimiser steps.
+        training: False in evaluation.
+        seed: seed of the run.
+        positions: position of each sample of the micro-batch in the run's endless sample order.
+    """
+
+    networks: Mapping[str, nn.Module]
+    trained: Sequence[str] = ()
+    step: int = 0
+    training: bool = True
+    seed: int = 0
+    positions: Sequence[int] = field(default_factory=list)
+
+    def network(self, name: str) -> nn.Module:
+        """The network called `name`."""
+        return self.networks[name]
+
+    def randn(self, shape: Iterable[int], stream: str, device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal noise, float32, shape (batch, *shape).
+
+        Each sample's noise depends only on (seed, its position in the sample order, stream): it is the same however the batch
+        is cut into micro-batches or spread over ranks, and after a resume.
+        """
+        return self._per_sample(torch.randn, shape, stream, device)
+
+    def rand(self, shape: Iterable[int], stream: str, device: torch.device | str = "cpu") -> Tensor:
+        """Uniform noise in [0, 1), float32, shape (batch, *shape); addressable like `randn`."""
+        return self._per_sample(torch.rand, shape, stream, device)
+
+    def _per_sample(self, draw: Callable[..., Tensor], shape: Iterable[int], stream: str, device: torch.device | str) -> Tensor:
+        shape = tuple(shape)
+        generator = torch.Generator(device)
+        out = torch.empty((len(self.positions), *shape), device=device)
+        for row, position in zip(out, self.positions, strict=True):
+            generator.manual_seed(mix_seed(self.seed, position, stream))
+            draw(shape, generator=generator, device=device, out=row)
+        return out

@@ -1,0 +1,160 @@
+"""What a dataset is: a map from a request to a dict of tensors and strings, with all randomness addressed by the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlas.context import mix_seed
+from dlas.errors import ConfigurationError, DataError
+from dlas.registry import DATASETS
+
+Sample = dict[str, Any]
+
+LOADER_KEYS = frozenset({"mode", "name", "batch_size", "n_workers", "pin_memory", "prefetch_factor"})
+"""Keys of an entry of `datasets` in YAML that are for the loader and the engine, not for the dataset."""
+
+
+class BadSample(DataError):  # noqa: N818  # it is the sample that is bad; the policy may well be to go on
+    """One file of a dataset is unusable. The policy `on_bad_file` decides whether that ends the run.
+
+    Args:
+        path: the file.
+        reason: what was found, what was expected and what to do about it.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(str(path), reason)  # both as arguments, so that the error survives the way out of a worker process
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Asks a dataset for one sample.
+
+    Args:
+        index: which item of the dataset, in [0, length).
+        position: place in the run's endless sample order; no two samples of a run share one.
+        seed: seed of the run.
+    """
+
+    index: int
+    position: int
+    seed: int
+
+    def rng(self, stream: str = "sample") -> np.random.Generator:
+        """Randomness that depends on (seed, position, stream) alone: the same after a resume and in any worker.
+
+        Independent stages of a pipeline (say, crop and degradation) take different streams, so that changing one leaves
+        the draws of the other as they were.
+        """
+        return np.random.default_rng(mix_seed(self.seed, self.position, stream))
+
+
+class Dataset:
+    """A map-style dataset. Reading the same request twice gives the same sample.
+
+    A subclass defines `__len__` and `__getitem__`; one that reads files raises `BadSample` for an unusable one, takes the
+    option `on_bad_file` and overrides `source`.
+    """
+
+    on_bad_file: Literal["error", "skip"] = "error"
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, request: Request) -> Sample:
+        """Tensors of any rank, numbers, strings, by name.
+
+        Raises:
+            BadSample: the file behind this sample is unusable.
+        """
+        raise NotImplementedError
+
+    def source(self, index: int) -> str:
+        """What to call an item in a message: for most datasets, its file."""
+        return f"sample {index}"
+
+    def prepare(self) -> None:
+        """Called once before worker processes start: loads what they should share instead of loading one copy each."""
+
+    def collate(self, samples: Sequence[Sample], sources: Sequence[str]) -> dict[str, Any]:
+        """Makes one batch of samples. The default stacks; a dataset of samples with lengths overrides it (and pads)."""
+        return stack_samples(samples, sources)
+
+
+def stack_samples(samples: Sequence[Sample], sources: Sequence[str]) -> dict[str, Any]:
+    """A batch: tensors stacked along a new first dimension, numbers as one tensor, anything else as a list.
+
+    Args:
+        samples: dicts with the same keys, and tensors of the same shape under each.
+        sources: the name of each sample for error messages.
+
+    Raises:
+        DataError: the samples do not fit together.
+    """
+    first = samples[0]
+    for sample, source in zip(samples, sources, strict=True):
+        if sample.keys() != first.keys():
+            raise DataError(
+                f"samples of one batch have different keys: {sources[0]} has {sorted(first)}, {source} has {sorted(sample)}; "
+                "a dataset must give the same keys for every sample"
+            )
+    return {key: _stack(key, [sample[key] for sample in samples], sources) for key in first}
+
+
+def _stack(key: str, values: list[Any], sources: Sequence[str]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        for value, source in zip(values, sources, strict=True):
+            if value.shape != first.shape or value.dtype != first.dtype:
+                raise DataError(
+                    f"'{key}' cannot be stacked into a batch: {_describe(first)} from {sources[0]}, {_describe(value)} from "
+                    f"{source}; make the samples one size (for images: target_size) or use batch_size: 1"
+                )
+        return torch.stack(values)
+    if isinstance(first, bool | int | float):
+        return torch.tensor(values)
+    return values
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def create_dataset(options: Mapping[str, Any], *, phase: str, name: str) -> Dataset:
+    """Builds the dataset of one entry of `datasets` in YAML.
+
+    Args:
+        options: the entry; `mode` names the dataset, keys of the loader are ignored.
+        phase: "train", or anything else for evaluation.
+        name: key of the entry, for messages.
+
+    Raises:
+        ConfigurationError: `mode` is missing or unknown, or an option is wrong.
+        DataError: the data are missing or unusable.
+    """
+    where = f"datasets.{name}"
+    if "mode" not in options:
+        raise ConfigurationError(f"{where} has no `mode`; expected one of: {', '.join(DATASETS.entries())}")
+    try:
+        dataset: Dataset = DATASETS.create(
+            options["mode"], {key: value for key, value in options.items() if key not in LOADER_KEYS}, phase
+        )
+        if len(dataset) == 0:
+            raise DataError("the dataset has no samples; check the paths it reads")
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    except DataError as error:
+        raise DataError(f"{where} (mode {options['mode']}, phase {phase}): {error}") from error
+    return dataset

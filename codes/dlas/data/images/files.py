@@ -1,0 +1,242 @@
+"""Image files in and out: finding, reading with every damage named, and writing so that no half file is ever seen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dlas.data.base import BadSample
+from dlas.errors import DataError
+
+_LOG = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+
+ImageArray: TypeAlias = NDArray[np.unsignedinteger[Any]]
+"""Pixels of 8 or 16 bits, full range."""
+
+_ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
+_BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
+_WITH_ALPHA = ("LA", "PA", "RGBA")
+_UNUSUAL_DEPTH = ("I", "F")
+_transparency_mentioned = False
+
+
+def read_image(path: str | Path) -> ImageArray:
+    """Reads an image file as RGB.
+
+    ====================================  ================================================================================
+    file                                  result
+    ====================================  ================================================================================
+    RGB, 8 bits                           as it is
+    grey, 1 or 8 bits                     the grey value in all three channels
+    palette                               the colours of the palette
+    with alpha (RGBA, grey + alpha)       alpha is dropped, not composited: the colour values stay as stored, as other
+                                          super-resolution trainers read them. A warning is given once if it hides something
+    CMYK, YCbCr, Lab                      converted to RGB by Pillow's formulas; embedded colour profiles are not applied
+    PNG or TIFF, 16 bits, grey or colour  kept at 16 bits
+    EXIF orientation                      applied, so width and height are those a viewer shows
+    animation, several pages              the first frame
+    32-bit integer or float, 16-bit PGM   refused
+    ====================================  ================================================================================
+
+    Args:
+        path: the file.
+
+    Returns:
+        (H, W, 3), uint8, or uint16 for files of 16 bits; contiguous and writable.
+
+    Raises:
+        BadSample: missing, unreadable, empty, truncated, not an image, or of a kind that is refused.
+    """
+    data = _read_bytes(path)
+    try:
+        image = Image.open(BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise BadSample(
+            path, f"is not an image that can be read (it starts with {data[:12]!r}); expected one of {_known()}; remove it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise BadSample(path, f"is too large to decode: {error}; cut it into parts, say of 2048 x 2048 pixels") from error
+    except Exception as error:
+        raise _broken(path, data, error) from error
+    with image:
+        if image.width < 1 or image.height < 1:
+            raise BadSample(path, f"has no pixels: its header says {image.width} x {image.height}; remove it")
+        sixteen_bits = _has_sixteen_bits(image, data)
+        if not sixteen_bits and image.mode.split(";")[0] in _UNUSUAL_DEPTH:
+            raise BadSample(
+                path,
+                f"has pixels of kind '{image.mode}' ({image.format}); expected 8 bits, or a 16-bit PNG or TIFF; convert it",
+            )
+        try:
+            image.load()  # also for 16 bits: OpenCV fills what is missing in a truncated file with a flat colour
+            _mention_transparency(image, path)
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            array = _decode_sixteen_bits(data) if sixteen_bits else _decode_eight_bits(image)
+        except Exception as error:  # each of Pillow's decoders has its own idea of what to raise
+            raise _broken(path, data, error) from error
+    return np.ascontiguousarray(_upright(array, orientation))
+
+
+def to_tensor(array: ImageArray) -> Tensor:
+    """(H, W, 3) uint8 or uint16 to float32 (3, H, W) in [0, 1]."""
+    return unit_range(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """uint8 or uint16 of any shape to float32 in [0, 1]: full range is 255 or 65535."""
+    return pixels.to(torch.float32).div_(torch.iinfo(pixels.dtype).max)
+
+
+def write_png(path: str | Path, image: Tensor, bits: int = 8) -> None:
+    """Writes a PNG file, complete or not at all: a reader never sees a half-written one.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        image: (3, H, W) RGB or (1, H, W) grey, in [0, 1]; values outside are clipped, NaN becomes 0.
+        bits: 8 or 16 per channel.
+
+    Raises:
+        ValueError: the shape or `bits` is wrong.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
+        raise ValueError(f"write_png takes a (3, H, W) or (1, H, W) image, got shape {tuple(image.shape)}")
+    if bits not in (8, 16):
+        raise ValueError(f"a PNG has 8 or 16 bits here, got {bits}")
+    values = image.detach().float().nan_to_num(nan=0.0).clamp(0, 1).mul(2**bits - 1).round()
+    array: ImageArray = values.permute(1, 2, 0).cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)
+    done, data = cv2.imencode(".png", array[:, :, ::-1])  # OpenCV's channel order is BGR
+    assert done
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data.tobytes())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(root: str | Path) -> list[Path]:
+    """All image files below a folder, links followed, hidden files left out, in natural order (`2.png` before `10.png`).
+
+    Args:
+        root: the folder.
+
+    Raises:
+        DataError: the folder is missing, or holds no image; what it holds is said.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        kind = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{root}: {kind}; expected a folder of images (the path is relative to {Path.cwd()})")
+    files = list(_walk(root))
+    images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+    if not images:
+        kinds = Counter(file.suffix.lower() or "no extension" for file in files)
+        found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(8)) or "nothing"
+        raise DataError(f"{root}: no image in this folder or below; found {found}; expected files ending in {_known()}")
+    return sorted(images, key=lambda file: _natural(file.relative_to(root)))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    seen = set()  # a link to a folder above would otherwise never end
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _natural(path: Path) -> tuple[list[list[int | str]], str]:
+    """Sorts numbers by value and letters without case; the plain text decides between what is then equal."""
+    parts = [
+        [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", part.casefold())] for part in path.with_suffix("").parts
+    ]
+    return parts, str(path)  # every second piece is a number, so unlike kinds are never compared
+
+
+def _known() -> str:
+    return " ".join(sorted(EXTENSIONS))
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise BadSample(path, "does not exist; it may have been moved or deleted since the start of the run") from error
+    except PermissionError as error:
+        raise BadSample(path, "may not be read by this user; change its permissions (chmod +r)") from error
+    except OSError as error:
+        raise BadSample(path, f"cannot be read: {error.strerror or error}; check the disk or the connection to it") from error
+    if not data:
+        raise BadSample(path, "is empty (0 bytes); expected an image; fetch it again or remove it")
+    return data
+
+
+def _broken(path: str | Path, data: bytes, error: Exception) -> BadSample:
+    return BadSample(
+        path, f"is damaged or truncated ({len(data)} bytes): {error}; expected a complete image; fetch it again or remove it"
+    )
+
+
+def _has_sixteen_bits(image: Image.Image, data: bytes) -> bool:
+    """Pillow opens colour images of 16 bits as 8 bits, so its mode does not tell."""
+    if image.format == "PNG":
+        return data[24] == 16  # IHDR is the first chunk and holds the bit depth there (PNG specification, 11.2.2)
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE_TAG, (1,))  # type: ignore[attr-defined]
+        return set(bits) == {16} and image.mode != "F"
+    return False
+
+
+def _decode_eight_bits(image: Image.Image) -> ImageArray:
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _decode_sixteen_bits(data: bytes) -> ImageArray:
+    array: Any = cv2.imdecode(
+        np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED
+    )  # UNCHANGED: neither 8 bits nor EXIF rotation
+    if array is None or array.dtype != np.uint16:
+        raise ValueError("OpenCV cannot decode it at 16 bits")
+    if array.ndim == 2:
+        return np.repeat(array[:, :, None], 3, axis=2)
+    return array[:, :, 2::-1]  # BGR or BGRA
+
+
+def _upright(array: ImageArray, orientation: int) -> ImageArray:
+    """Undoes an EXIF orientation (2 to 8); 1 and unknown values mean upright."""
+    if orientation in (5, 6, 7, 8):
+        array = array.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _mention_transparency(image: Image.Image, path: str | Path) -> None:
+    global _transparency_mentioned
+    if _transparency_mentioned or image.mode not in _WITH_ALPHA:
+        return
+    if image.getchannel("A").getextrema()[0] != 255:
+        _transparency_mentioned = True
+        _LOG.warning("%s has transparent pixels; alpha is dropped here and in further files (this is said once)", path)

@@ -1,0 +1,125 @@
+"""Your own images: a folder of high-quality images, with or without a folder of low-quality partners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from dlas.data.images.files import list_images
+from dlas.data.images.pairs import Files, ImagePairs
+from dlas.errors import ConfigurationError, DataError
+from dlas.registry import DATASETS
+from dlas.types import PositiveInt
+
+_EXAMPLES = 5
+
+
+@DATASETS.register("paired_images")
+class PairedImages(ImagePairs):
+    """Folders of images for super-resolution and restoration.
+
+    Gives `lq` and `hq` (float32 RGB in [0, 1]) and `path`; outside the train phase the whole image and its `name`.
+
+    Args:
+        phase: "train" for random crops, anything else for whole images.
+        dataroot_gt: folder, or list of folders, of the high-quality images; subfolders are searched.
+        dataroot_lq: folder, or a list as long as `dataroot_gt`, of the low-quality partners, under the same relative paths.
+            Without it the low-quality image is made with MATLAB's bicubic interpolation.
+        scale: how many times larger the high-quality image is.
+        filename_template: name of a partner, without extension; `{}` stands for that of the high-quality image (`{}x4` finds
+            `0001x4.png` for `0001.png`).
+        target_size: height and width in pixels of the high-quality crop (train phase); a multiple of `scale`.
+        use_flip: mirror crops left to right at random (train phase).
+        use_rot: turn crops by a random multiple of 90 degrees (train phase).
+        cache: `memory` keeps every decoded image, 3 bytes a pixel (6 at 16 bits); `none` decodes a file for every sample.
+        on_bad_file: `error` stops at a damaged, unfit or too small file; `skip` takes another sample instead and reports it.
+
+    Raises:
+        ConfigurationError: options contradict each other.
+        DataError: a folder is missing or empty, or images have no partner.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        /,
+        *,
+        dataroot_gt: str | list[str],
+        dataroot_lq: str | list[str] | None = None,
+        scale: PositiveInt,
+        filename_template: str = "{}",
+        target_size: PositiveInt = 128,
+        use_flip: bool = True,
+        use_rot: bool = True,
+        cache: Literal["none", "memory"] = "none",
+        on_bad_file: Literal["error", "skip"] = "error",
+    ) -> None:
+        super().__init__(
+            find_pairs(dataroot_gt, dataroot_lq, filename_template),
+            training=phase == "train",
+            scale=scale,
+            target_size=target_size,
+            use_flip=use_flip,
+            use_rot=use_rot,
+            cache=cache,
+            on_bad_file=on_bad_file,
+        )
+
+
+def find_pairs(
+    dataroot_gt: str | list[str], dataroot_lq: str | list[str] | None = None, filename_template: str = "{}"
+) -> list[Files]:
+    """The images below each `dataroot_gt`, each with its partner from the `dataroot_lq` at the same place of the list.
+
+    Raises:
+        ConfigurationError: the lists differ in length, or the template is unusable.
+        DataError: a folder is missing or empty, or an image has no partner, or two.
+    """
+    gt_roots = [dataroot_gt] if isinstance(dataroot_gt, str) else dataroot_gt
+    if not gt_roots:
+        raise ConfigurationError("dataroot_gt is an empty list; give at least one folder")
+    if filename_template.count("{}") != 1 or "/" in filename_template:
+        raise ConfigurationError(f"filename_template '{filename_template}' must be a file name with one {{}}, like '{{}}x4'")
+    if dataroot_lq is None:
+        if filename_template != "{}":
+            raise ConfigurationError(
+                "filename_template is for the files in dataroot_lq, which is not given; remove it or give both"
+            )
+        return [Files(path) for root in gt_roots for path in list_images(root)]
+    lq_roots = [dataroot_lq] if isinstance(dataroot_lq, str) else dataroot_lq
+    if len(gt_roots) != len(lq_roots):
+        raise ConfigurationError(
+            f"dataroot_gt has {len(gt_roots)} folders and dataroot_lq {len(lq_roots)}; expected one low-quality folder for each"
+        )
+    return [pair for gt, lq in zip(gt_roots, lq_roots, strict=True) for pair in _match(gt, lq, filename_template)]
+
+
+def _match(gt_root: str, lq_root: str, template: str) -> list[Files]:
+    gt, lq = _by_relative_name(gt_root), _by_relative_name(lq_root)
+    partner = {name: name.with_name(template.replace("{}", name.name)) for name in gt}
+    alone = [str(name) for name, wanted in partner.items() if wanted not in lq]
+    left_over = [str(name) for name in lq.keys() - set(partner.values())]
+    if alone or left_over:
+        raise DataError(
+            f"{gt_root} has {len(gt)} images and {lq_root} has {len(lq)}, and they do not pair up (filename_template "
+            f"'{template}'): {_some(alone)} without a low-quality partner, {_some(left_over)} without a high-quality one; "
+            "add or remove files, or correct filename_template"
+        )
+    return [Files(path, lq[partner[name]]) for name, path in gt.items()]
+
+
+def _by_relative_name(root: str) -> dict[Path, Path]:
+    """Images below `root` by their path relative to it, without extension: partners may differ in file format."""
+    base = Path(root).expanduser()
+    found: dict[Path, Path] = {}
+    for path in list_images(base):
+        name = path.relative_to(base).with_suffix("")
+        if name in found:
+            raise DataError(f"{found[name]} and {path} differ only in extension, so their partner is not clear; remove one")
+        found[name] = path
+    return found
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:_EXAMPLES])
+    return f"{len(names)} ({shown}{', ...' if len(names) > _EXAMPLES else ''})" if names else "0"

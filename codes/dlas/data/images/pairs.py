@@ -1,0 +1,205 @@
+"""What all super-resolution datasets share: a high-quality image and its low-quality partner, whole or as an aligned crop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from dlas.data.base import BadSample, Dataset, Request, Sample
+from dlas.data.images.files import ImageArray, read_image, to_tensor, unit_range
+from dlas.errors import ConfigurationError
+from dlas.layers.resize import imresize
+
+
+class Files(NamedTuple):
+    """Where a pair is. Without `lq` the low-quality image is made from the other."""
+
+    hq: Path
+    lq: Path | None = None
+
+
+class Planes(NamedTuple):
+    """A decoded pair, channels first, so that a row of a crop is contiguous: (3, H, W) and (3, H / scale, W / scale)."""
+
+    hq: ImageArray
+    lq: ImageArray
+
+
+class ImagePairs(Dataset):
+    """Pairs of images; base class.
+
+    In the train phase a sample is an aligned random crop: `lq` (3, h, w) and `hq` (3, H, W), float32 RGB in [0, 1], and `path`.
+    In other phases it is the whole image, cropped at the right and bottom to a multiple of `scale`, and has a `name`
+    besides, which is unique in the set and fit for a file name.
+
+    A low-quality image that is not given is made from the *whole* high-quality image with MATLAB's antialiased bicubic
+    interpolation and rounded to the depth of the file (8 or 16 bits), as the low-resolution files of the usual benchmarks were.
+
+    Args:
+        files: the pairs.
+        training: the train phase.
+        scale: how many times the high-quality image is larger.
+        target_size: height and width of the high-quality crop.
+        use_flip: mirror a crop left to right with probability 1/2.
+        use_rot: turn a crop by 0, 90, 180 or 270 degrees with equal probability.
+        cache: "memory" keeps decoded images.
+        on_bad_file: what to do about an unusable file.
+
+    Raises:
+        ConfigurationError: the crop does not divide into whole low-quality pixels.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Files],
+        *,
+        training: bool,
+        scale: int,
+        target_size: int,
+        use_flip: bool,
+        use_rot: bool,
+        cache: Literal["none", "memory"],
+        on_bad_file: Literal["error", "skip"],
+    ) -> None:
+        if scale < 1:
+            raise ConfigurationError(f"scale must be 1 or more, got {scale}")
+        if training and (target_size < scale or target_size % scale):
+            smaller = max(target_size // scale, 1) * scale
+            raise ConfigurationError(
+                f"target_size {target_size} is not a multiple of scale {scale}; the nearest are {smaller} and {smaller + scale}"
+            )
+        self.files = list(files)
+        self.training = training
+        self.scale = scale
+        self.on_bad_file = on_bad_file
+        self._names = unique_names([pair.hq for pair in self.files])
+        self._size = target_size // scale
+        self._use_flip = use_flip
+        self._use_rot = use_rot
+        self._keep = cache == "memory"
+        self._kept: dict[int, Planes] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, request: Request) -> Sample:
+        planes = self._planes(request.index)
+        path = str(self.files[request.index].hq)
+        if self.training:
+            hq, lq = self._crop(planes, request, path)
+            return {"lq": _to_float(lq), "hq": _to_float(hq), "path": path}
+        return {"lq": _to_float(planes.lq), "hq": _to_float(planes.hq), "path": path, "name": self._names[request.index]}
+
+    def source(self, index: int) -> str:
+        return str(self.files[index].hq)
+
+    def prepare(self) -> None:
+        """Fills the memory cache, which worker processes then share. A bad file is reported when its sample is asked for."""
+        if not self._keep:
+            return
+        for index in range(len(self)):
+            try:
+                self._planes(index)
+            except BadSample:
+                continue
+
+    def _planes(self, index: int) -> Planes:
+        planes = self._kept.get(index)
+        if planes is None:
+            planes = self._load(self.files[index])
+            if self._keep:
+                self._kept[index] = planes
+        return planes
+
+    def _load(self, files: Files) -> Planes:
+        hq = read_image(files.hq)
+        height, width = hq.shape[0] // self.scale, hq.shape[1] // self.scale
+        if min(height, width) == 0:
+            raise BadSample(
+                files.hq,
+                f"is {hq.shape[1]} x {hq.shape[0]} pixels; expected {self.scale} or more each way (the scale); remove it",
+            )
+        hq = hq[: height * self.scale, : width * self.scale]
+        lq = shrink(hq, self.scale) if files.lq is None else read_image(files.lq)
+        if lq.shape[:2] != (height, width):
+            raise BadSample(
+                files.hq,
+                f"is {hq.shape[1]} x {hq.shape[0]} pixels (cropped to a multiple of scale {self.scale}) and its low-quality "
+                f"partner {files.lq} is {lq.shape[1]} x {lq.shape[0]}; expected {width} x {height}; "
+                "correct `scale`, or make the partner again",
+            )
+        return Planes(*(np.ascontiguousarray(image.transpose(2, 0, 1)) for image in (hq, lq)))
+
+    def _crop(self, planes: Planes, request: Request, path: str) -> Planes:
+        size, scale = self._size, self.scale
+        _, height, width = planes.lq.shape
+        if min(height, width) < size:
+            raise BadSample(
+                path,
+                f"is {planes.hq.shape[2]} x {planes.hq.shape[1]} pixels once cropped to a multiple of scale {scale}; expected "
+                f"{size * scale} x {size * scale} at least; lower target_size or remove it",
+            )
+        # All four are always drawn, so that switching an option leaves the other draws as they were.
+        down, right, turn, mirror = request.rng("crop").random(4).tolist()
+        top, left = int(down * (height - size + 1)), int(right * (width - size + 1))
+        hq = planes.hq[:, top * scale : (top + size) * scale, left * scale : (left + size) * scale]
+        lq = planes.lq[:, top : top + size, left : left + size]
+        if self._use_flip and mirror < 0.5:
+            hq, lq = hq[:, :, ::-1], lq[:, :, ::-1]
+        if self._use_rot:
+            hq, lq = _quarter_turns(hq, int(turn * 4)), _quarter_turns(lq, int(turn * 4))
+        return Planes(hq, lq)
+
+
+def shrink(image: ImageArray, scale: int) -> ImageArray:
+    """The low-quality image of a benchmark: MATLAB bicubic, antialiased, rounded to the depth of `image`.
+
+    Args:
+        image: (H, W, 3), uint8 or uint16; H and W multiples of `scale`.
+        scale: how many times smaller the result is.
+    """
+    if scale == 1:
+        return image
+    top = np.iinfo(image.dtype).max
+    size = (image.shape[0] // scale, image.shape[1] // scale)
+    small = imresize(to_tensor(image), size=size).clamp(0, 1).mul(top).round()
+    return small.permute(1, 2, 0).numpy().astype(image.dtype)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file, fit for a file name: its stem, or as much of its path as makes it unlike the others."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        root = Path(*_common_parts(paths))
+        names = ["__".join(path.relative_to(root).with_suffix("").parts) for path in paths]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
+
+
+def _common_parts(paths: Sequence[Path]) -> list[str]:
+    common = []
+    for parts in zip(*(path.parent.parts for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return common
+
+
+def _quarter_turns(image: ImageArray, turns: int) -> ImageArray:
+    """Counter-clockwise, as views."""
+    if turns == 1:
+        return image.transpose(0, 2, 1)[:, ::-1]
+    if turns == 2:
+        return image[:, ::-1, ::-1]
+    if turns == 3:
+        return image.transpose(0, 2, 1)[:, :, ::-1]
+    return image
+
+
+def _to_float(image: ImageArray) -> torch.Tensor:
+    return unit_range(torch.from_numpy(np.ascontiguousarray(image)))

@@ -1,0 +1,68 @@
+"""From sections of the configuration to live objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlas.archs import create_network
+from dlas.config import Config
+from dlas.config.schema import Component
+from dlas.data.base import Dataset, create_dataset
+from dlas.engine.device import memory_format
+from dlas.errors import ConfigurationError
+from dlas.interop.state_dicts import load_into, read_state_dict
+from dlas.observe.console import LOGGER
+
+
+def with_scale(section: Component, scale: int) -> dict[str, Any]:
+    """A component's options, with the file's `scale` for one that takes a scale and is not told."""
+    takes_scale = section.REGISTRY.find(section.component).parameter("scale") is not None
+    return {"scale": scale, **section.options} if takes_scale else dict(section.options)
+
+
+def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]:
+    """The run's networks on the device, with pretrained weights, in training mode unless frozen.
+
+    Raises:
+        ConfigurationError: an option's value is refused by the architecture, or `path.pretrain` names no network.
+        CheckpointError: a weights file does not fit.
+    """
+    for name in config.path.pretrain:
+        if name not in config.networks:
+            raise ConfigurationError(
+                f"path.pretrain.{name}: no network is called '{name}'; there are: {', '.join(config.networks)}"
+            )
+    networks = {}
+    for name, section in config.networks.items():
+        options = {"which_model": section.which_model, **with_scale(section, config.scale)}
+        try:
+            network = create_network(options, name=name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{section.mark}: {error}") from error
+        if name in config.path.pretrain:
+            file = config.path.pretrain[name]
+            skipped = load_into(network, read_state_dict(file), source=file, strict=config.path.strict_load)
+            if skipped:
+                LOGGER.warning(
+                    "%s: %d entries of %s do not fit and were left out: %s", name, len(skipped), file, ", ".join(skipped[:5])
+                )
+        if config.checkpointing_enabled and hasattr(network, "checkpointing"):
+            network.checkpointing = True  # type: ignore[assignment]  # nn.Module's attributes are typed as tensors
+        if not section.trainable:
+            network.requires_grad_(False)
+        network.train(section.trainable)
+        layout = memory_format(config.memory_format)
+        networks[name] = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
+    if config.checkpointing_enabled and not any(hasattr(network, "checkpointing") for network in networks.values()):
+        LOGGER.warning("checkpointing_enabled: none of the networks offers gradient checkpointing, so nothing is saved")
+    return networks
+
+
+def build_dataset(config: Config, key: str) -> Dataset:
+    """The data set of one entry of `datasets`."""
+    section = config.datasets[key]
+    options = {"mode": section.mode, **with_scale(section, config.scale)}
+    return create_dataset(options, phase="train" if key == "train" else "val", name=key)

@@ -1,0 +1,174 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dlas.errors import CheckpointError
+
+
+class _Slot(NamedTuple):
+    """Where a module keeps a tensor. Buffers may be replaced by other tensors at any time, so places are remembered."""
+
+    name: str
+    holder: dict[str, Tensor | None]
+    key: str
+
+    @property
+    def tensor(self) -> Tensor:
+        tensor = self.holder[self.key]
+        assert tensor is not None
+        return tensor.detach()
+
+
+class ModelEma:
+    """Averages of the parameters and persistent buffers of a network: ``e <- r e + (1 - r) p`` after each optimiser step.
+
+    Floating-point entries are averaged in float32 (float64 ones in float64) whatever type the network has: in bfloat16 the
+    small differences would be rounded away. Other entries (counters, masks) are copied. Tied parameters are kept once.
+
+    Args:
+        network: the network itself, not a wrapper for several processes. It is observed, never changed but by `swap_into`.
+        rate: r, in [0, 1]; typically 0.999.
+        warmup: use min(rate, (1 + n) / (10 + n)) after n steps: the initial weights are forgotten sooner.
+
+    Raises:
+        ValueError: `rate` is not in [0, 1], or the network's state dict holds tensors that are none of its parameters and
+            buffers, of which no average could be given.
+
+    Source: the warm-up is that of TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
+    """
+
+    def __init__(self, network: nn.Module, *, rate: float, warmup: bool = False) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"the EMA rate must be in [0, 1], given: {rate}")
+        self.network = network
+        self.rate = rate
+        self.warmup = warmup
+        self._slots = _slots(network)
+        self._averages = [_copy(slot.tensor) for slot in self._slots]
+        known = self._by_tensor()
+        for name, value in network.state_dict(keep_vars=True).items():
+            if isinstance(value, Tensor) and id(value) not in known:
+                raise ValueError(f"'{name}' of the state dict is neither a parameter nor a buffer; its average cannot be kept")
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes the network's present weights into the average; does not wait for the device.
+
+        Args:
+            step: number of completed optimiser steps, the one just made included. Only warm-up depends on it.
+        """
+        rate = min(self.rate, (1 + step) / (10 + step)) if self.warmup else self.rate
+        averaged, live, copied, copied_live = [], [], [], []
+        for average, slot in zip(self._averages, self._slots, strict=True):
+            if _is_averaged(average):
+                averaged.append(average)
+                live.append(slot.tensor.to(average.dtype))
+            else:
+                copied.append(average)
+                copied_live.append(slot.tensor)
+        if averaged:
+            torch._foreach_lerp_(averaged, live, 1 - rate)
+        _assign(copied, copied_live)
+
+    @contextlib.contextmanager
+    def swap_into(self, network: nn.Module) -> Iterator[None]:
+        """Within the context the network has the averaged weights; afterwards, also after an exception, its own bits again.
+
+        Args:
+            network: the averaged network, or another of the same structure.
+
+        Raises:
+            ValueError: the network has other parameters or buffers.
+        """
+        slots = _slots(network)
+        if [slot.name for slot in slots] != [slot.name for slot in self._slots]:
+            raise ValueError("the network to evaluate has other parameters or buffers than the one whose average was kept")
+        own = [slot.holder[slot.key] for slot in slots]
+        tensors = [slot.tensor for slot in slots]
+        backup = [tensor.clone() for tensor in tensors]
+        try:
+            _assign(tensors, self._averages)
+            yield
+        finally:
+            _assign(tensors, backup)
+            for slot, tensor in zip(slots, own, strict=True):
+                if slot.holder[slot.key] is not tensor:  # a forward pass has put another tensor there
+                    slot.holder[slot.key] = tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages under exactly the names of the network's own state dict, in the precision in which they are kept.
+
+        It loads into the plain network (`load_state_dict` converts to the network's types) and loses nothing on a resume.
+        Entries that are no tensors are the network's present ones.
+        """
+        averages = self._by_tensor()
+        return {
+            name: averages[id(value)].clone() if id(value) in averages else value
+            for name, value in self.network.state_dict(keep_vars=True).items()
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`, or from the plain network's.
+
+        Raises:
+            CheckpointError: names or shapes are not those of the network.
+        """
+        averages = self._by_tensor()
+        targets = {
+            name: averages[id(value)]
+            for name, value in self.network.state_dict(keep_vars=True).items()
+            if id(value) in averages
+        }
+        missing = [name for name in targets if name not in state]
+        wrong = [name for name, target in targets.items() if name in state and state[name].shape != target.shape]
+        if missing or wrong:
+            found = f"{len(missing)} entries are missing" if missing else f"{len(wrong)} entries have another shape"
+            raise CheckpointError(
+                f"the averaged weights do not fit the network: {found} ({', '.join((missing or wrong)[:3])}, ...); "
+                "they belong to a network with other options"
+            )
+        for name, target in targets.items():
+            target.copy_(state[name])
+
+    def _by_tensor(self) -> dict[int, Tensor]:
+        # By identity and not by name: a network may give its entries other names in its state dict.
+        live = (slot.holder[slot.key] for slot in self._slots)
+        return {id(tensor): average for tensor, average in zip(live, self._averages, strict=True)}
+
+
+def _slots(network: nn.Module) -> list[_Slot]:
+    """All parameters and persistent buffers, each tensor once."""
+    slots, seen = [], set()
+    for path, module in network.named_modules():
+        persistent = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for holder, keys in ((module._parameters, module._parameters), (module._buffers, persistent)):
+            for key in keys:
+                tensor = holder[key]
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    slots.append(_Slot(f"{path}.{key}" if path else key, holder, key))
+    return slots
+
+
+@torch.no_grad()
+def _assign(targets: list[Tensor], sources: list[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):  # sharded tensors have no multi-tensor copy
+        target.copy_(source)
+
+
+def _is_averaged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if not _is_averaged(tensor):
+        return tensor.clone()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

@@ -1,0 +1,216 @@
+"""One entry of `steps`: its injectors, losses, backward passes and optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlas.config.schema import InjectorConfig, StepConfig
+from dlas.context import Context
+from dlas.engine.gate import Gate
+from dlas.engine.meter import Meter
+from dlas.engine.microbatch import MicroBatch
+from dlas.engine.precision import Precision
+from dlas.errors import TrainingError
+from dlas.injectors import create_injector
+from dlas.injectors.base import Injector
+from dlas.losses import create_loss
+from dlas.losses.base import Loss
+from dlas.optim.optimizers import build_optimizer
+from dlas.optim.schedules import Schedule
+
+
+class State(dict[str, Any]):
+    """State of a micro-batch; a key that nothing has written gives an error that lists what is there."""
+
+    def __missing__(self, key: str) -> Any:
+        raise TrainingError(
+            f"the state key '{key}' has not been written; there are: {', '.join(sorted(self))}. "
+            "It must come from the data set or from an injector that runs earlier and is on at this step"
+        )
+
+
+@dataclass
+class GatedInjector:
+    """An injector with the gates of its section."""
+
+    name: str
+    injector: Injector
+    gate: Gate
+    train_only: bool
+    eval_only: bool
+    no_grad: bool
+
+    def __call__(self, state: State, context: Context) -> dict[str, Any]:
+        """The new entries; none while a gate is closed."""
+        if (self.train_only and not context.training) or (self.eval_only and context.training):
+            return {}
+        # Evaluation produces every output once, so `every` only thins out training.
+        if context.training and not self.gate(context.step):
+            return {}
+        if self.no_grad and torch.is_grad_enabled():
+            with torch.no_grad():
+                new = self.injector(state, context)
+        else:
+            new = self.injector(state, context)
+        for key in new:
+            if key in state:
+                raise TrainingError(
+                    f"injector '{self.name}' writes the state key '{key}', which is there already; rename its 'out'"
+                )
+        return new
+
+
+def build_injectors(sections: Mapping[str, InjectorConfig]) -> list[GatedInjector]:
+    """The injectors of a step or of `eval`, in order."""
+    return [
+        GatedInjector(
+            name,
+            create_injector({"type": section.type, **section.options}),
+            Gate(section.after, section.before, section.every),
+            section.train,
+            section.eval,
+            section.no_grad,
+        )
+        for name, section in sections.items()
+    ]
+
+
+@dataclass
+class GatedLoss:
+    """A loss with its weight and gates."""
+
+    name: str
+    loss: Loss
+    weight: float
+    gate: Gate
+
+
+class TrainingStep:
+    """Trains its networks on the micro-batches of one iteration.
+
+    Args:
+        name: name of the step.
+        config: its section.
+        networks: all networks of the run.
+        precision: autocast and scaling.
+        device: where losses with parameters or buffers live.
+        meter: takes the values of the losses.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: StepConfig,
+        networks: Mapping[str, nn.Module],
+        precision: Precision,
+        device: torch.device,
+        meter: Meter,
+    ) -> None:
+        self.name = name
+        self.trained = config.trained
+        self.networks = networks
+        self.precision = precision
+        self.meter = meter
+        self.runs = Gate(config.after, config.before)
+        self.trains = Gate(every=config.every)
+        self.clip_norm = config.clip_grad_eps
+        self.injectors = build_injectors(config.injectors)
+        self.losses = [
+            GatedLoss(
+                loss_name,
+                create_loss({"type": section.type, **section.options}).to(device),
+                section.weight,
+                Gate(section.after, section.before, section.every),
+            )
+            for loss_name, section in config.losses.items()
+        ]
+        self.optimizer = build_optimizer(config.optimizer, {n: networks[n] for n in self.trained}, config.optimizer_params)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scaler = precision.new_scaler()
+        self.schedule: Schedule  # set by the trainer, which knows the length of the run
+
+    def run(self, parts: list[MicroBatch], contexts: list[Context], log_gradients: bool) -> None:
+        """One optimiser update from all micro-batches; new state entries stay in them, detached."""
+        step = contexts[0].step
+        trains = self.trains(step)
+        self.schedule.apply(step)
+        backpropagated = False
+        for part, context in zip(parts, contexts, strict=True):
+            with torch.set_grad_enabled(trains):
+                backpropagated |= self._forward_backward(part, context, trains)
+        if backpropagated:
+            self._update(log_gradients)
+
+    def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> bool:
+        state = State(part.state)
+        with self.precision.autocast():
+            for injector in self.injectors:
+                state.update(injector(state, context))
+            total = self._total_loss(state, context, part.share) if trains else None
+        if total is not None:
+            if not total.requires_grad:
+                raise TrainingError(
+                    f"step '{self.name}': no loss that is on depends on a parameter of {' or '.join(self.trained)}; "
+                    "check what its losses read"
+                )
+            if part.share != 1.0:
+                total = total * part.share
+            (total if self.scaler is None else self.scaler.scale(total)).backward()
+        for key, value in state.items():
+            if key not in part.state:
+                part.state[key] = _detached(value)
+        return total is not None
+
+    def _total_loss(self, state: State, context: Context, share: float) -> Tensor | None:
+        total: Tensor | None = None
+        for each in self.losses:
+            if not each.gate(context.step):
+                continue
+            result = each.loss(state, context)
+            value, extra = result if isinstance(result, tuple) else (result, {})
+            self.meter.add(f"{self.name}/{each.name}", value.detach(), share)
+            for key, scalar in extra.items():
+                self.meter.add(f"{self.name}/{each.name}_{key}", scalar, share)
+            weighted = value if each.weight == 1.0 else value * each.weight
+            total = weighted if total is None else total + weighted
+        if total is not None and len(self.losses) > 1:
+            self.meter.add(f"{self.name}/total", total.detach(), share)
+        return total
+
+    def _update(self, log_gradients: bool) -> None:
+        if self.scaler is not None and (self.clip_norm or log_gradients):
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            self.meter.add(f"{self.name}/grad_norm", norm)
+        elif log_gradients:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            self.meter.add(f"{self.name}/grad_norm", nn.utils.get_total_norm(gradients))
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def learning_rates(self) -> dict[str, float]:
+        """The current rate of each parameter group whose rate differs from the first one's."""
+        groups = self.optimizer.param_groups
+        rates = {f"{self.name}/lr": float(groups[0]["lr"])}
+        for number, group in enumerate(groups[1:], start=1):
+            if group["lr"] != groups[0]["lr"]:
+                rates[f"{self.name}/lr_{group.get('name', number)}"] = float(group["lr"])
+        return rates
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, list | tuple):
+        return type(value)(_detached(item) for item in value)
+    return value

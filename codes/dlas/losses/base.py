@@ -1,0 +1,22 @@
+"""What a loss is: a module that reads state keys and gives a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dlas.context import Context
+
+State = Mapping[str, Any]
+LossResult = Tensor | tuple[Tensor, dict[str, Tensor]]
+"""The scalar, or the scalar and named scalars to log beside it."""
+
+
+class Loss(nn.Module):
+    """A loss over the state. Weight and gates (`after`, `before`, `every`) belong to the step, not to the loss."""
+
+    def forward(self, state: State, context: Context) -> LossResult:
+        """Returns a scalar, averaged over the micro-batch, in float32."""
+        raise NotImplementedError

@@ -1,0 +1,64 @@
+"""The terminal: log lines above a progress bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("dlas")
+_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+
+
+class _AboveBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_console() -> None:
+    """Shows the program's messages on the terminal."""
+    if not any(isinstance(handler, _AboveBar) for handler in LOGGER.handlers):
+        handler = _AboveBar()
+        handler.setFormatter(_FORMAT)
+        LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+
+
+class LogFile:
+    """Context manager: log lines also go to a file while it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        LOGGER.addHandler(self.handler)
+
+    def __exit__(self, *reason: object) -> None:
+        LOGGER.removeHandler(self.handler)
+        self.handler.close()
+
+
+def progress_bar(total: int, done: int) -> tqdm[None]:
+    """A bar with it/s and ETA on a terminal; silent when the output goes to a file."""
+    return tqdm(total=total, initial=done, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1)
+
+
+def compact(value: float) -> str:
+    """A number in at most five significant digits."""
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
+
+
+def duration(seconds: float) -> str:
+    """For instance `3 m 05 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} m"
+    return f"{minutes} m {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,86 @@
+"""The folder of a run: what lies where, and what is written at the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlas.config import Config, to_plain
+
+_PACKAGES = ("dlas", "torch", "numpy", "safetensors", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn")
+
+
+class RunFolder:
+    """Paths below experiments/<name>."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "train.log"
+        self.tensorboard = path / "tb"
+        self.validation = path / "val"
+        self.visuals = path / "visuals"
+
+    def set_aside(self) -> Path | None:
+        """Renames an existing folder so that a new run can start; nothing is deleted. Returns its new place."""
+        if not self.path.exists():
+            return None
+        target = self.path.with_name(f"{self.path.name}_archived_{time.strftime('%Y%m%d-%H%M%S')}")
+        self.path.rename(target)
+        return target
+
+    def describe(self, config: Config, source: Path | None, device: str) -> None:
+        """Writes config.yml (as given), config.resolved.yml (with every default) and environment.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if source is not None and source.is_file():
+            shutil.copyfile(source, self.path / "config.yml")
+        resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+        _replace_text(self.path / "config.resolved.yml", resolved)
+        _replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
+
+    def forget_after(self, step: int) -> None:
+        """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # cut off when the run was killed
+                continue
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        _replace_text(self.metrics, "".join(kept))
+
+
+def _environment(device: str) -> dict[str, Any]:
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "cpu_count": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,35 @@
+"""Names for what an option in YAML means, used as annotations in the signatures of registered components.
+
+The configuration layer reads these annotations from the source text (nothing is imported), so a component is checked, wired
+and documented by its signature alone:
+
+==================  ==========================================================================================
+annotation          meaning in YAML
+==================  ==========================================================================================
+``StateIn``         name of a state key that is read
+``StateIns``        a state key, or a (nested) list of keys and literals; the string ``None`` stands for no value
+``StateOut``        name of a state key that is written
+``StateOuts``       a state key or a list of keys that are written
+``NetworkName``     name of an entry under ``networks``
+``PositiveInt`` ..  a number with a range
+==================  ==========================================================================================
+
+A parameter whose name is a Python keyword ends in an underscore in Python and not in YAML (``in_`` is ``in``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+StateIn: TypeAlias = str
+StateIns: TypeAlias = Any
+StateOut: TypeAlias = str
+StateOuts: TypeAlias = str | list[str]
+NetworkName: TypeAlias = str
+
+PositiveInt: TypeAlias = int
+NonNegativeInt: TypeAlias = int
+PositiveFloat: TypeAlias = float
+NonNegativeFloat: TypeAlias = float
+Fraction: TypeAlias = float
+"""A float in [0, 1]."""

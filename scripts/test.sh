@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets everything up and runs every check: formatting, lint, types, tests. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment test
+.venv/bin/ruff format --check .
+.venv/bin/ruff check .
+.venv/bin/mypy
+export OMP_NUM_THREADS=1 # tests run in parallel processes
+exec .venv/bin/python -m pytest -n auto "$@"

@@ -1,0 +1,1 @@
+"""Comparison with published references: numbers (golden files) and checkpoint layouts (manifests)."""

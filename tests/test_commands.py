@@ -1,0 +1,158 @@
+"""The programs as a user starts them: exit status, messages, what --help costs, train.py then test.py."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import toys
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = Path(toys.__file__)
+
+
+def start(*arguments: str | Path, **options) -> subprocess.Popen:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def options(tmp_path):
+    path = tmp_path / "toy.yml"
+    path.write_text(f"plugins: [{PLUGIN}]\npath: {{experiments: {tmp_path}}}\n{toys.PSNR}")
+    return path
+
+
+def test_the_entry_scripts_are_short():
+    for name in ("train.py", "test.py"):
+        assert len((ROOT / name).read_text().splitlines()) <= 15
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_help_does_not_import_torch(script):
+    code = f"import sys, runpy; sys.argv = ['{script}', '--help']\ntry: runpy.run_path('{script}', run_name='__main__')\n"
+    code += "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
+    status, out, _ = run("-c", code)
+    assert status == 0
+    assert "-opt FILE" in out
+    assert "exit status" in out
+
+
+def test_train_then_resume_then_test(options, tmp_path):
+    status, out, err = run("train.py", "-opt", options, "--set", "train.niter=4")
+    assert (status, err) == (0, "")
+    assert "step 4/4" in out
+    assert "bicubic" in out
+    assert (tmp_path / "toy/config.yml").read_text() == options.read_text()
+    status, out, _ = run("train.py", "-opt", options, "--set", "train.niter=8")
+    assert status == 0
+    assert f"going on from {tmp_path}/toy/checkpoints/4" in out
+
+    evaluation = tmp_path / "eval.yml"
+    evaluation.write_text(
+        f"name: eval\npath: {{run: {tmp_path}/toy, experiments: {tmp_path}}}\n"
+        "datasets:\n  val: {mode: toy_pairs, name: toys}\n"
+    )
+    status, out, err = run("test.py", "-opt", evaluation)
+    assert (status, err) == (0, "")
+    assert "bicubic_psnr" in out
+    with (tmp_path / "eval/toys/metrics.csv").open() as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["image", "psnr", "ssim_y", "bicubic_psnr", "bicubic_ssim_y"]
+    assert [row[0] for row in table] == ["image", "picture0", "picture1", "mean"]
+    mean = [sum(float(row[column]) for row in table[1:3]) / 2 for column in range(1, 5)]
+    assert [float(value) for value in table[3][1:]] == pytest.approx(mean)
+    assert (tmp_path / "eval/toys/picture0.png").is_file()
+    for value in table[3][1:]:
+        assert f"{float(value):.4f}" in out
+
+
+def test_a_wrong_file_ends_with_2_and_says_where(options):
+    options.write_text(options.read_text().replace("niter: 8", "nitre: 8"))
+    status, _, err = run("train.py", "-opt", options)
+    assert status == 2
+    assert "toy.yml:22:3: train.nitre: unknown key; did you mean 'niter'?" in err
+    assert "Traceback" not in err
+    assert run("train.py")[0] == 2
+    assert run("train.py", "-opt", "nothing.yml")[0] == 2
+
+
+def test_a_failing_run_ends_with_1(options):
+    status, _, err = run("train.py", "-opt", options, "--set", "steps.generator.losses.pix.real=nothing")
+    assert status == 1
+    assert "the state key 'nothing' has not been written" in err
+    assert "Traceback" not in err
+
+
+def test_testing_without_a_checkpoint_says_what_to_do(tmp_path, options):
+    evaluation = tmp_path / "eval.yml"
+    evaluation.write_text(f"name: e\npath: {{run: {tmp_path}/toy}}\ndatasets:\n  val: {{mode: toy_pairs}}\n")
+    status, _, err = run("test.py", "-opt", evaluation)
+    assert status == 2
+    assert "there is no run at" in err
+    assert "train it first" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_128_and_the_signal(options, tmp_path, number):
+    process = start("train.py", "-opt", options, "--set", "train.niter=1000000", "--set", "logger.save_checkpoint_freq=1000000")
+    while "step 2/" not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == ""
+    assert f"stopped by {number.name}" in out
+    assert "the same command goes on from there" in out
+    step = int((tmp_path / "toy/checkpoints/latest").read_text())
+    assert f"saved {tmp_path}/toy/checkpoints/{step}" in out
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, options):
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nfrom dlas.losses.base import Loss\nfrom dlas.registry import LOSSES\n"
+        "@LOSSES.register('toy_slow')\nclass Slow(Loss):\n    def __init__(self):\n        super().__init__()\n"
+        "    def forward(self, state, context):\n        print('sleeping', flush=True)\n        time.sleep(60)\n"
+    )
+    options.write_text(options.read_text().replace("plugins: [", f"plugins: [{slow}, "))
+    process = start("train.py", "-opt", options, "--set", "steps.generator.losses.slow={type: toy_slow, weight: 1}")
+    while "sleeping" not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "newest checkpoint is intact" in err
+    assert time.monotonic() - began < 30
+
+
+def test_check_and_list_commands(options):
+    status, out, _ = run_dlas("check", "-opt", options)
+    assert (status, "0 errors" in out) == (0, True)
+    status, out, _ = run_dlas("list", "archs")
+    assert "RRDBNet" in out
+    status, out, _ = run_dlas("list", "losses", "pix")
+    assert "criterion" in out
+    status, _, err = run_dlas("list", "archs", "RRDBnet")
+    assert (status, "did you mean 'RRDBNet'?" in err) == (2, True)
+
+
+def run_dlas(*arguments: str | Path) -> tuple[int, str, str]:
+    setup = f"import sys; sys.path.insert(0, {str(ROOT / 'codes')!r}); from dlas.cli.main import main"
+    return run("-c", f"{setup}; sys.exit(main({[*map(str, arguments)]}))")

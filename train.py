@@ -1,0 +1,11 @@
+"""Train what a YAML file describes: python train.py -opt options/train_x.yml"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "codes"))
+
+from dlas.cli.main import main_train
+
+if __name__ == "__main__":
+    sys.exit(main_train())
