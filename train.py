@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "codes"))
 
-from dlas.cli.main import main_train
+from dlas.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(main_train())
+    sys.exit(run_command("train", program="train.py"))

@@ -19,6 +19,8 @@ from dlas.types import PositiveInt, StateIn, StateOut
 class ToyPairs(Dataset):
     """Random smooth pictures, a function of the index, with noise that is a function of the position."""
 
+    provides = ("lq", "hq", "path", "name")
+
     def __init__(self, phase: str, /, *, scale: PositiveInt = 2, size: PositiveInt = 16, length: PositiveInt = 10) -> None:
         self.training = phase == "train"
         self.scale = scale

@@ -65,6 +65,7 @@ class Entry:
     accepts_any: bool = False  # the signature ends in **kwargs
     doc: str = ""
     aliases: tuple[str, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # class attributes with literal values
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
@@ -270,8 +271,8 @@ def _entries_of_file(path: Path, source: str, kind: str, symbol: str) -> list[En
             if parameters is None:  # the signature is inherited from another file
                 entries.append(_entry_of_object(kind, names[0], names[1:], getattr(_import(source), node.name), source))
             else:
-                doc = _docstring(node)
-                entries.append(Entry(kind, names[0], source, node.name, parameters, accepts_any, doc, tuple(names[1:])))
+                facts = (parameters, accepts_any, _docstring(node), tuple(names[1:]), _literal_attributes(node, classes))
+                entries.append(Entry(kind, names[0], source, node.name, *facts))
     return entries
 
 
@@ -285,6 +286,27 @@ def _registered_names(node: ast.ClassDef | ast.FunctionDef, symbol: str) -> Iter
             and decorator.func.value.id == symbol
         ):
             yield [ast.literal_eval(argument) for argument in decorator.args]
+
+
+def _literal_attributes(node: ast.ClassDef | ast.FunctionDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, Any]:
+    """What a class says of itself in literals, bases in the same file included: for instance `provides = ("lq", "hq")`."""
+    if isinstance(node, ast.FunctionDef):
+        return {}
+    found: dict[str, Any] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            found.update(_literal_attributes(classes[base.id], classes))
+    for child in node.body:
+        target = (
+            child.targets[0] if isinstance(child, ast.Assign) else child.target if isinstance(child, ast.AnnAssign) else None
+        )
+        value = child.value if isinstance(child, ast.Assign | ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and value is not None:
+            try:
+                found[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue
+    return found
 
 
 def _docstring(node: ast.ClassDef | ast.FunctionDef) -> str:
@@ -345,4 +367,5 @@ def _entry_of_object(kind: str, name: str, aliases: Iterable[str], component: An
     module = component.__module__
     where = source or (str(sys.modules[module].__file__) if module.startswith(_PLUGIN_PREFIX) else module)
     doc = inspect.getdoc(component) or ""
-    return Entry(kind, name, where, component.__qualname__, tuple(parameters), accepts_any, doc, tuple(aliases))
+    members = {key: value for key, value in inspect.getmembers(component) if isinstance(value, str | int | tuple)}
+    return Entry(kind, name, where, component.__qualname__, tuple(parameters), accepts_any, doc, tuple(aliases), members)

@@ -68,6 +68,9 @@ class Dataset:
     option `on_bad_file` and overrides `source`.
     """
 
+    provides: tuple[str, ...] = ()
+    """The keys of a sample, as a literal in each registered class: the checker reads them from the source text."""
+
     on_bad_file: Literal["error", "skip"] = "error"
 
     def __len__(self) -> int:

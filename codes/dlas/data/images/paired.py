@@ -39,6 +39,8 @@ class PairedImages(ImagePairs):
         DataError: a folder is missing or empty, or images have no partner.
     """
 
+    provides = ("lq", "hq", "path", "name")
+
     def __init__(
         self,
         phase: str,

@@ -84,6 +84,8 @@ class BuiltinPhotos(ImagePairs):
         DataError: the installed version of a package lacks a file.
     """
 
+    provides = ("lq", "hq", "path", "name")
+
     def __init__(
         self,
         phase: str,
