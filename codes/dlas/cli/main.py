@@ -20,7 +20,9 @@ COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
     "check": "list what is wrong with a YAML file",
+    "explain": "say in words and in a picture what a YAML file does",
     "list": "list what is registered, or the options of one name",
+    "reference": "write the generated documentation and the schema for editors",
 }
 
 
