@@ -27,7 +27,7 @@ LAYERS = {
     "registry": 1,
     **dict.fromkeys(["config", "context", "layers", "diffusion"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
-    "explain": 3.5,
+    "explain": 4,
     "engine": 4,
     "cli": 5,
 }
