@@ -42,6 +42,7 @@ setup(
             "ruff>=0.6,<0.18",
             "mypy>=1.11,<3",
             "types-PyYAML>=6,<7",
+            "jsonschema>=4,<5",
         ],
     },
     entry_points={"console_scripts": ["dlas = dlas.cli.main:entry_point"]},

@@ -32,8 +32,8 @@ class Docstring:
 def parse_docstring(text: str) -> Docstring:
     """The parts of a docstring.
 
-    A section begins with its name and a colon at the left margin and holds the indented lines below it. A long argument goes on in
-    lines that are indented further than its name. Several sections of one name are joined.
+    A section begins with its name and a colon at the left margin and holds the indented lines below it. A long argument goes on
+    in lines that are indented further than its name. Several sections of one name are joined.
     """
     sections: dict[str, list[str]] = {"": []}
     current = ""
@@ -44,7 +44,7 @@ def parse_docstring(text: str) -> Docstring:
             sections.setdefault(current, [])
             if head[2]:
                 sections[current].append(head[2])
-        elif current and line and not line.startswith(" ") and not sections[current][-1:] == [""]:
+        elif current and line and not line.startswith(" ") and sections[current][-1:] != [""]:
             sections[current].append(line)  # a section written as a paragraph goes on at the margin
         elif current and line and not line.startswith(" "):
             current = ""

@@ -9,7 +9,7 @@ from dlas.explain.catalogue import Option, component_section, documentation, in_
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Registry
 
 # What a required option is likely to be called with, by its name, then by its type.
-_BY_NAME = {"real": "hq", "fake": "gen", "lq": "lq", "hq": "hq", "lr": "1e-4", "device": "cpu", "subtype": "clamp", "in": "lq"}
+_BY_NAME = {"real": "hq", "fake": "gen", "lq": "lq", "hq": "hq", "lr": "1e-4", "device": "cpu", "subtype": "grey", "in": "lq"}
 _BY_TYPE = {
     "StateIn": "lq",
     "StateIns": "lq",

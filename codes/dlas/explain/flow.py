@@ -142,13 +142,13 @@ def validation_flow(config: Config) -> Flow | None:
 
 
 def validation_injectors(config: Config) -> dict[str, InjectorConfig]:
-    """Those of `eval`; without any, those of the steps up to the one that makes the output. In training only ones are left out."""
+    """Those of `eval`; without any, those of the step that makes the output. Those that run in training only are left out."""
     chosen: dict[str, InjectorConfig] = {}
     if config.eval.injectors:
         chosen.update(config.eval.injectors)
     else:
         for step in config.steps.values():
-            own = {name: each for name, each in step.injectors.items()}
+            own = dict(step.injectors)
             if any(config.eval.output_state in _keys(each.options.get("out")) for each in own.values()):
                 chosen = own
                 break
@@ -177,9 +177,7 @@ def _injector_node(band: str, name: str, section: InjectorConfig, trained: tuple
     if section.no_grad or section.options.get("grad") is False:
         notes.append("no gradients")
     gate = Gate(section.after, section.before, section.every)
-    return Node(
-        f"{band}/{name}", "injector", name, section.type, keys.networks, keys.reads, keys.writes, gate, tuple(notes)
-    )
+    return Node(f"{band}/{name}", "injector", name, section.type, keys.networks, keys.reads, keys.writes, gate, tuple(notes))
 
 
 def _loss_node(band: str, name: str, section: LossConfig, trained: tuple[str, ...]) -> Node:
@@ -225,7 +223,7 @@ class KeyUse:
 
     @classmethod
     def of(cls, section: Component, trained: tuple[str, ...]) -> KeyUse:
-        """What the section's component uses. A network option that is not given stands for the networks that the step trains."""
+        """What the section's component uses. A network that is not given stands for those that the step trains."""
         if section.component not in section.REGISTRY:
             return cls()
         entry = section.REGISTRY.find(section.component)
@@ -264,8 +262,8 @@ class KeyUse:
             texts = {key: value for key, value in options.items() if isinstance(value, str)}
             if all(name in texts for name in _placeholders(template)):
                 writes.append(template.format(**texts))
-        unique = (tuple(dict.fromkeys(each)) for each in (reads, writes, networks))
-        return cls(*unique, frozenset(used))
+        found, made, run = (tuple(dict.fromkeys(each)) for each in (reads, writes, networks))
+        return cls(found, made, run, frozenset(used))
 
 
 def _placeholders(template: str) -> list[str]:

@@ -27,7 +27,7 @@ from dlas.explain.listing import paragraphs_of
 from dlas.registry import METRICS, OPTIMIZERS, REQUIRED, SCHEDULES, Entry, Registry
 
 SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
-# Keys outside component sections whose values are registered names. Other names than these are possible there (classes of torch).
+# Keys outside component sections whose values are registered names. Other names are possible there (classes of torch).
 _NAMES: Mapping[tuple[type[Section], str], Registry] = {
     (StepConfig, "optimizer"): OPTIMIZERS,
     (EvalConfig, "metrics"): METRICS,
@@ -200,7 +200,7 @@ def _names(cls: type[Section]) -> Schema:
     if cls is ScheduleConfig or not issubclass(cls, Component):  # classes of torch are schedules, too
         return _with_children({}, cls, "names")
     names = {"enum": _all_names(cls.REGISTRY)}
-    return _with_children({"properties": {key: names for key in cls.NAME_KEYS}}, cls, "names")
+    return _with_children({"properties": dict.fromkeys(cls.NAME_KEYS, names)}, cls, "names")
 
 
 def _with_children(shape: Schema, cls: type[Section], layer: str) -> Schema:

@@ -1,8 +1,8 @@
 """Layered drawing of a graph whose arrows point right: columns by layer, rows so that arrows are short and touch no box.
 
-A small form of the method of Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures", 1981:
-layers are given; long arrows get a place of their own in each column that they cross; rows are found by moving every box to the mean
-of its neighbours, in sweeps, with the least squares shift that keeps boxes of a column apart.
+A small form of the method of Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures",
+1981: layers are given; long arrows get a place of their own in each column that they cross; rows are found by moving every box to
+the mean of its neighbours, in sweeps, with the least squares shift that keeps boxes of a column apart.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Drawing:
 
     Args:
         boxes: with places.
-        arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end. Straight and
-            curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that one straight, ...
+        arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end. Straight
+            and curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that straight, ...
         bands: upper and lower edge of each band.
         width: of everything.
         height: of everything.
@@ -138,9 +138,7 @@ def _set_columns(found: Mapping[str, Box], spacing: Spacing) -> None:
             box.width = widths[box.layer]
 
 
-def _set_rows(
-    found: Mapping[str, Box], neighbours: Mapping[str, set[str]], spacing: Spacing
-) -> list[tuple[float, float]]:
+def _set_rows(found: Mapping[str, Box], neighbours: Mapping[str, set[str]], spacing: Spacing) -> list[tuple[float, float]]:
     columns: dict[tuple[int, int], list[Box]] = defaultdict(list)
     for box in found.values():
         columns[box.band, box.layer].append(box)
@@ -158,8 +156,8 @@ def _set_rows(
         top = bottom + spacing.bands
     outside = {layer: column for (each, layer), column in sorted(columns.items(), reverse=True) if each == OUTSIDE}
     for column in outside.values():  # from right to left: what they point to has its place
-        _place(column, {box.id: _mean_of([found[n] for n in neighbours[box.id] if found[n].layer > box.layer]) for box in column},
-               spacing)  # fmt: skip
+        targets = {box.id: [found[n] for n in neighbours[box.id] if found[n].layer > box.layer] for box in column}
+        _place(column, {name: _mean_of(boxes) for name, boxes in targets.items()}, spacing)
     lowest = min((box.y for column in outside.values() for box in column), default=0.0)
     if lowest < 0:
         for box in found.values():

@@ -44,7 +44,7 @@ def _component(entry: Entry, registry: Registry, width: int) -> str:
     also = f" (also: {', '.join(entry.aliases)})" if entry.aliases else ""
     parts = [f"{registry.kind} {entry.name}{also}", _filled(doc.summary, width)]
     if doc.body:
-        parts.append(doc.body)
+        parts.append(_filled(doc.body, width))
     options = options_of(entry)
     parts.append(option_table(options, width) if options else "It has no options.")
     if entry.accepts_any:
@@ -64,6 +64,11 @@ def paragraphs_of(cls: type[Section]) -> list[str]:
 def section_summary(cls: type[Section]) -> str:
     """The first sentence of it."""
     return paragraphs_of(cls)[0]
+
+
+def is_drawn(paragraph: str) -> bool:
+    """Whether a docstring's paragraph is a table drawn with `====` or a list, whose line breaks must stay."""
+    return paragraph.lstrip().startswith(("===", "- ", "* "))
 
 
 def option_table(options: Iterable[Option], width: int) -> str:
@@ -97,4 +102,6 @@ def aligned(rows: Sequence[tuple[str, str]], width: int, one_line: bool = False)
 
 
 def _filled(text: str, width: int) -> str:
-    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
+    return "\n\n".join(
+        paragraph if is_drawn(paragraph) else textwrap.fill(paragraph, width) for paragraph in text.split("\n\n")
+    )

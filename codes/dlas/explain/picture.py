@@ -30,7 +30,8 @@ _COLOURS = 6  # networks beyond these repeat them
 _STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; fill: #1f2328; }
 .small { font-size: 11.5px; } .head { font-size: 19px; font-weight: 600; } .title { font-size: 14.5px; font-weight: 600; }
-.strong { font-weight: 600; } .quiet { fill: #59636e; } .key { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, monospace; font-size: 12px; }
+.strong { font-weight: 600; } .quiet { fill: #59636e; }
+.key { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, monospace; font-size: 12px; }
 .halo { paint-order: stroke; stroke: #f6f8fa; stroke-width: 6px; stroke-linejoin: round; }
 .page { fill: #ffffff; } .band { fill: #f6f8fa; stroke: #d1d9e0; } .box { fill: #ffffff; stroke: #afb8c1; }
 .data { fill: #ddf4ff; stroke: #54aeff; } .loss { fill: #ffebe9; stroke: #ff8182; } .metrics { fill: #dafbe1; stroke: #4ac26b; }
@@ -41,7 +42,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial,
 .n3 { fill: #1a7f37; stroke: #1a7f37; } .n4 { fill: #bf3989; stroke: #bf3989; } .n5 { fill: #0a7f86; stroke: #0a7f86; }
 .line { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 3; }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3; } .halo { stroke: #151b23; } .quiet { fill: #9198a1; } .page { fill: #0d1117; } .band { fill: #151b23; stroke: #3d444d; }
+text { fill: #e6edf3; } .halo { stroke: #151b23; } .quiet { fill: #9198a1; }
+.page { fill: #0d1117; } .band { fill: #151b23; stroke: #3d444d; }
 .box { fill: #212830; stroke: #656c76; } .data { fill: #10243e; stroke: #1f6feb; } .loss { fill: #3c1618; stroke: #da3633; }
 .metrics { fill: #12261e; stroke: #238636; } .pill { fill: #2a313c; stroke: #656c76; } .arrow { stroke: #9198a1; }
 .tip { fill: #9198a1; } .gate { fill: #e3b341; } .axis { stroke: #656c76; } .grid { stroke: #3d444d; }
@@ -296,7 +298,7 @@ def _boxes(flow: Flow, words: dict[str, list[_Words]]) -> tuple[list[Box], list[
 
 
 def _layers(flow: Flow) -> dict[str, int]:
-    """Columns: the data, its keys, then each node one to the right of what it reads. Losses and metrics share the last column."""
+    """Columns: the data, its keys, then each node to the right of what it reads. Losses and metrics share the last column."""
     layers = {flow.data.id: 0}
     nodes = [node for node in flow.nodes() if node is not flow.data]
     for node in nodes:
@@ -350,10 +352,11 @@ def _bars(config: Config, step: str) -> list[tuple[str, Gate]]:
     section = config.steps[step]
     whole = Gate(section.after, section.before, section.every)
     bars = [("step", whole)] if whole else []
-    for name, each in [*section.losses.items(), *section.injectors.items()]:
-        gate = Gate(each.after, each.before, each.every)
-        if gate or name in section.losses:
-            bars.append((name, _both(whole, gate)))
+    for name, loss in section.losses.items():
+        bars.append((name, _both(whole, Gate(loss.after, loss.before, loss.every))))
+    for name, injector in section.injectors.items():
+        if gate := Gate(injector.after, injector.before, injector.every):
+            bars.append((name, _both(Gate(section.after, section.before), gate)))
     return bars[:_MOST_BARS]
 
 
@@ -432,5 +435,3 @@ def _line(rates: Rates, x: float, y: float, height: float, highest: float) -> st
         ends = [s for s, _ in pieces[1:]] + [rates.length]
         points = [place(s, rate) for (begin, rate), end in zip(pieces, ends, strict=True) for s in (begin, end)]
     return "M" + " L".join(points)
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dlas.config.schema import Config, ScheduleConfig
@@ -46,7 +47,7 @@ class Rates:
         """For a rate that is constant in pieces: the first iteration and the rate of each. None for others."""
         samples = self.samples()
         found = samples[:1]
-        for before, after in zip(samples, samples[1:], strict=False):
+        for before, after in pairwise(samples):
             if before[1] != after[1]:
                 found.append((self._first_with(after[1], before[0], after[0]), after[1]))
             if len(found) > _MOST_PIECES:
@@ -101,9 +102,7 @@ def _rates(step: str, group: str, scheme: ScheduleConfig | None, initial: Any, l
     return Rates(step, group, schedule, lambda s: warmup_factor(s, warmup) * closed_form(s, float(initial)), length)
 
 
-def _of_torch(
-    step: str, group: str, schedule: str, options: dict[str, Any], initial: float, length: int, warmup: int
-) -> Rates:
+def _of_torch(step: str, group: str, schedule: str, options: dict[str, Any], initial: float, length: int, warmup: int) -> Rates:
     def unknown(reason: str) -> Rates:
         return Rates(step, group, schedule, lambda s: 0.0, length, reason)
 

@@ -10,7 +10,7 @@ from dlas.config.schema import Section
 from dlas.explain.catalogue import KINDS, Option, documentation, keys_of, options_of, section_places, shipped, source_of
 from dlas.explain.examples import example
 from dlas.explain.json_schema import json_schema_text
-from dlas.explain.listing import paragraphs_of
+from dlas.explain.listing import is_drawn, paragraphs_of
 from dlas.registry import Entry, Registry
 
 REFERENCE_FOLDER = Path("docs/reference")
@@ -21,7 +21,10 @@ _TITLES = {
     "losses": ("Losses", "`steps.<name>.losses.<name>.type`"),
     "datasets": ("Data sets", "`datasets.<name>.mode`"),
     "metrics": ("Metrics", "`eval.metrics`"),
-    "optimizers": ("Optimisers", "`steps.<name>.optimizer`; besides these, any class of `torch.optim` and `package.module.Class`"),
+    "optimizers": (
+        "Optimisers",
+        "`steps.<name>.optimizer`; besides these, any class of `torch.optim` and `package.module.Class`",
+    ),
     "schedules": (
         "Learning-rate schedules",
         "`train.lr_scheme.type` and `steps.<name>.lr_scheme.type`; besides these, the classes of `torch.optim.lr_scheduler`",
@@ -117,12 +120,9 @@ def _prose(text: str) -> str:
 
 
 def _body(text: str) -> str:
-    """Paragraphs of a docstring; a table drawn with `====` is kept as it is drawn."""
-    parts = []
-    for paragraph in text.split("\n\n"):
-        drawn = paragraph.lstrip().startswith("===")
-        parts.append(f"```text\n{paragraph}\n```" if drawn else _prose(paragraph))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        f"```text\n{paragraph}\n```" if is_drawn(paragraph) else _prose(paragraph) for paragraph in text.split("\n\n")
+    )
 
 
 def _anchor(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlas.config.schema import Component, Config, Section, StepConfig
 from dlas.explain.catalogue import documentation, in_yaml, keys_of, number, options_of
-from dlas.explain.flow import Flow, Gate, KeyUse, Node, training_flow, validation_flow
+from dlas.explain.flow import Flow, Gate, KeyUse, Node, training_flow, validation_flow, validation_injectors
 from dlas.explain.rates import Rates, learning_rates
 from dlas.registry import OPTIMIZERS, SCHEDULES, Entry
 
@@ -134,6 +134,9 @@ def _iteration(config: Config, flow: Flow) -> Item:
         for node in band.nodes:
             if node.kind == "injector":
                 _injector(item, node, section.injectors[node.name], flow, config)
+        for name, each in section.injectors.items():
+            if each.eval:
+                item.add(f"Injector {name}: {each.type}, in evaluation only.")
         losses = [node for node in band.nodes if node.kind == "loss"]
         total = item.add(f"The loss is {' + '.join(_term(node) for node in losses) or 'nothing'}.")
         for node in losses:
@@ -193,7 +196,9 @@ def _rate_words(rates: Rates) -> str:
     at, peak = rates.peak()
     first, last = rates.at(0), rates.at(rates.length - 1)
     top = f"{_short(peak)} at its highest in iteration {at}, " if peak > max(first, last) else ""
-    return f"{subject} ({rates.schedule}) is {_short(first)} in iteration 0, {top}{_short(last)} in the last, {rates.length - 1}."
+    return (
+        f"{subject} ({rates.schedule}) is {_short(first)} in iteration 0, {top}{_short(last)} in the last, {rates.length - 1}."
+    )
 
 
 def _loop(config: Config) -> Item:
@@ -233,9 +238,10 @@ def _validation(config: Config, flow: Flow) -> Item:
     nodes = [node for band in flow.bands for node in band.nodes if node.kind == "injector"]
     own = "those under `eval.injectors`" if section.injectors else "the steps' own"
     item = chapter.add(f"The injectors are {own}: {_and([node.name for node in nodes]) or 'none'}.")
-    if section.injectors:
-        for node in nodes:
-            _injector(item, node, section.injectors[node.name], flow, config)
+    for node in nodes:
+        injector = validation_injectors(config)[node.name]
+        if section.injectors or injector.eval:  # the others are told of with their steps
+            _injector(item, node, injector, flow, config)
     crop = config.scale if section.crop_border is None else section.crop_border
     chapter.add(
         f"{_and(section.metrics) or 'Nothing'} (`eval.metrics`) compare {section.output_state} (`eval.output_state`) with "
@@ -394,5 +400,3 @@ def _short(value: float) -> str:
 def _and(words: Iterable[str]) -> str:
     listed = list(words)
     return " and ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]]))
-
-

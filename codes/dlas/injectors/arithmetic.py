@@ -32,6 +32,11 @@ class ArithmeticInjector(Injector):
         in_: at least two operands, each a state key or a number; shapes broadcast.
         out: the result.
         operation: what to do with them.
+
+    Example:
+        in: [hq, gen]
+        out: residual
+        operation: subtract
     """
 
     def __init__(self, *, in_: StateIns, out: StateOut, operation: Literal["add", "subtract", "multiply", "divide"]) -> None:
@@ -98,6 +103,12 @@ class ClampInjector(Injector):
         out: tensor of the same shape.
         min_: lowest value; none has no lower limit.
         max_: highest value; none has no upper limit.
+
+    Example:
+        in: gen
+        out: gen_in_range
+        min: 0
+        max: 1
     """
 
     def __init__(self, *, in_: StateIn, out: StateOut, min_: float | None = None, max_: float | None = None) -> None:
@@ -143,6 +154,13 @@ class SrDiffsInjector(Injector):
         out: the result.
         diff: key for the residual (needed by ``produce_diff``, not used by ``recombine``).
         include_combined: ``produce_diff`` also puts `hq` into `out`, as the last channels.
+
+    Example:
+        mode: produce_diff
+        lq: lq_enlarged
+        hq: hq
+        out: combined
+        diff: diff
     """
 
     def __init__(

@@ -25,6 +25,12 @@ class InterpolateInjector(Injector):
         scale_factor: factor for each spatial dimension (give this or `size`).
         size: a number for all spatial dimensions, or one for each.
         mode: kind of interpolation; corners are not aligned.
+
+    Example:
+        in: lq
+        out: lq_enlarged
+        scale_factor: 4
+        mode: bilinear
     """
 
     def __init__(
@@ -58,6 +64,11 @@ class ResizeInjector(Injector):
         scale: factor for both sides (give this or `size`).
         size: side of the result in pixels, or [height, width].
         antialias: widen the filter when shrinking.
+
+    Example:
+        in: gen
+        out: gen_small
+        scale: 0.25
     """
 
     def __init__(

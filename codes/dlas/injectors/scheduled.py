@@ -29,6 +29,10 @@ class ScheduledScalarInjector(Injector):
               `period` steps.
 
             `start_step` is 0 by default.
+
+    Example:
+        out: noise_level
+        scheduler: {type: linear_decay, initial_weight: 0.1, start_step: 0, steps: 1000, lower_bound: 0}
     """
 
     def __init__(self, *, out: StateOut, scheduler: dict[str, Any]) -> None:

@@ -59,6 +59,12 @@ class ChannelClipInjector(Injector):
         out: (B, channel_high - channel_low, ...).
         channel_low: first channel kept.
         channel_high: first channel after it that is left out.
+
+    Example:
+        in: gen
+        out: first_three
+        channel_low: 0
+        channel_high: 3
     """
 
     def __init__(self, *, in_: StateIn, out: StateOut, channel_low: NonNegativeInt, channel_high: PositiveInt) -> None:
