@@ -29,7 +29,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """`dlas` and `python -m dlas`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    listing = "\n".join(f"  {name:<8} {words}" for name, words in COMMANDS.items())
+    longest = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{longest}} {words}" for name, words in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="dlas",
         usage="dlas COMMAND ...",

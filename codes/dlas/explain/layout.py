@@ -1,8 +1,8 @@
 """Layered drawing of a graph whose arrows point right: columns by layer, rows so that arrows are short and touch no box.
 
 A small form of the method of Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures",
-1981: layers are given; long arrows get a place of their own in each column that they cross; rows are found by moving every box to
-the mean of its neighbours, in sweeps, with the least squares shift that keeps boxes of a column apart.
+1981: layers are given; long arrows get a place of their own in each column that they cross; rows are found by moving every box
+to the mean of its neighbours, in sweeps, with the least squares shift that keeps boxes of a column apart.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Drawing:
     Args:
         boxes: with places.
         arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end. Straight
-            and curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that straight, ...
+            and curved pieces alternate: it leaves the start's column straight, curves to the next, crosses that straight, ...
         bands: upper and lower edge of each band.
         width: of everything.
         height: of everything.
