@@ -131,7 +131,7 @@ def test_scalars_mean_what_they_say(text, value):
         (
             "scale: 2",
             "precision: bf32",
-            "precision: expected one of fp32, bf16, fp16, found the text 'bf32'",
+            "precision: expected one of fp32, bf16, fp16, auto, found the text 'bf32'",
         ),
         (
             "scale: 2",

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import toys
+from dlas.engine import precision as precision_module
+from dlas.engine.precision import Precision
 from dlas.engine.trainer import Trainer
 from dlas.errors import ConfigurationError, TrainingError
 from runs import assert_same_tensors, batches, configure, rows, trainer
@@ -185,6 +187,12 @@ def test_precisions_train_and_only_fp16_scales(tmp_path, precision, layout):
     assert all(p.dtype == torch.float32 for network in run.networks.values() for p in network.parameters())
     if layout == "channels_last":
         assert run.networks["generator"].last.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("bf16", "device", "chosen"), [(True, "cpu", "bf16"), (False, "cpu", "fp32"), (False, "cuda", "fp16")])
+def test_automatic_precision_takes_what_the_device_is_fast_at(monkeypatch, bf16, device, chosen):
+    monkeypatch.setattr(precision_module, "has_bf16", lambda _: bf16)
+    assert Precision("auto", torch.device(device)).name == chosen
 
 
 def test_clipping_bounds_the_norm_over_all_parameters(tmp_path):

@@ -207,7 +207,9 @@ class Config(Section):
     scale: PositiveInt = opt(1, "super-resolution factor; given to data sets and networks that take one and are not told")
     seed: NonNegativeInt = opt(0, "all randomness is a function of this, the step and the sample")
     device: str = opt("auto", "auto (CUDA or ROCm, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "bf16", "fp16"] = opt("fp32", "automatic mixed precision; fp16 uses a gradient scaler")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = opt(
+        "fp32", "automatic mixed precision; auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
+    )
     memory_format: Literal["contiguous", "channels_last"] = opt("contiguous", "memory layout of networks and images")
     deterministic: bool = opt(False, "refuse operations that give different bits in another run")
     tf32: bool = opt(True, "TensorFloat-32 for float32 products on GPUs that have it")

@@ -27,7 +27,7 @@ from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch, split_batch, to_device
-from dlas.engine.precision import Precision
+from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.step import TrainingStep
 from dlas.errors import ConfigurationError, TrainingError
 from dlas.interop.state_dicts import load_into
@@ -249,7 +249,7 @@ class Trainer:
         self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in shown.items()), self.last_validation]).strip(", "))
 
     def _stop_if_not_finite(self, values: dict[str, float]) -> None:
-        scaled = self.config.precision == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
+        scaled = self.precision.name == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
         bad = [n for n, v in values.items() if not abs(v) < float("inf") and not (scaled and n.endswith("/grad_norm"))]
         if bad:
             last = checkpoint.newest(self.folder.checkpoints)
@@ -367,9 +367,10 @@ class Trainer:
         config = self.config
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
         LOGGER.info("run %s in %s", config.name, self.folder.path)
-        LOGGER.info(
-            "device %s (%s), %s, %s, torch %s", self.device, name, config.precision, config.memory_format, torch.__version__
-        )
+        numerics = f"{self.precision.name}, {config.memory_format}, torch {torch.__version__}"
+        LOGGER.info("device %s (%s), %s", self.device, name, numerics)
+        if config.precision == "bf16" and not has_bf16(self.device):
+            LOGGER.warning("this device only emulates bfloat16, which is slow; 'precision: auto' takes what it is fast at")
         for key, network in self.networks.items():
             count = sum(p.numel() for p in network.parameters())
             role = "trained" if config.networks[key].trainable else "frozen"
