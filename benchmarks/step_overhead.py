@@ -168,11 +168,14 @@ def main() -> None:
         print(json.dumps({"case": case, **figures, "rounds": rounds, **machine}), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # so small a network is slower, and its time less steady, on more
         tiny = trainer_loop(folder, "{which_model_G: bench_conv}", 8, 1, "fp32", "contiguous")
         show(
             "trainer / bare loop, one convolution",
             compare(tiny, bare_loop(OneConvolution(), 8, 1, "fp32", contiguous), 400, rounds),
         )
+        torch.set_num_threads(threads)
         options = {"which_model_G": "RRDBNet", "nf": 32, "nb": 4, "gc": 32, "scale": 4}
         for precision, name, layout in (("fp32", "contiguous", contiguous), ("bf16", "channels_last", channels_last)):
             ours = trainer_loop(folder, RRDB, 32, 4, precision, name)
