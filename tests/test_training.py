@@ -298,3 +298,14 @@ def test_going_back_to_an_older_checkpoint_rewrites_what_came_after(tmp_path):
     trainer(tmp_path, toys.PSNR, f"path.resume_state={tmp_path}/toy/checkpoints/3").run()
     assert_same_tensors(last, tmp_path / "toy/checkpoints/8")
     assert [row["step"] for row in rows(tmp_path / "toy", "train")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("option", ["grad: false", "no_grad: true"])
+def test_a_network_that_ran_without_gradients_still_gets_them_later_in_the_step(tmp_path, option):
+    """Autocast keeps weights that it has cast; those cast without gradients must not be reused."""
+    first = "      peek: {type: generator, generator: generator, in: lq, out: peek, " + option + "}\n      gen: {"
+    text = toys.GAN.replace("      gen: {", first)
+    run = trainer(tmp_path, text, "precision=bf16")
+    before = weights(run.networks["generator"])
+    run.iterate(batches(run, 1)[0])
+    assert not any(torch.equal(value, before[key]) for key, value in run.networks["generator"].named_parameters())

@@ -55,6 +55,7 @@ class GatedInjector:
         if self.no_grad and torch.is_grad_enabled():
             with torch.no_grad():
                 new = self.injector(state, context)
+            torch.clear_autocast_cache()  # older releases of torch reuse weights cast without gradients
         else:
             new = self.injector(state, context)
         for key in new:
