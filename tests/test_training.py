@@ -210,6 +210,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
                   "train.lr_scheme={type: constant}")  # fmt: skip
     with pytest.raises(TrainingError, match=r"not finite within the 2 steps up to \d+: generator/pix"):
         run.run()
+    assert "ERROR not finite within the 2 steps" in (tmp_path / "toy/train.log").read_text()
+
+
+def test_an_older_run_is_set_aside_only_when_the_new_one_can_start(tmp_path):
+    trainer(tmp_path, toys.PSNR, "train.niter=2").run()
+    with pytest.raises(ConfigurationError):
+        Trainer(configure(tmp_path, toys.PSNR, "train.mega_batch_factor=5"), resume="never")
+    assert (tmp_path / "toy/checkpoints/2").is_dir()
 
 
 def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):

@@ -86,8 +86,7 @@ class Trainer:
         seed_everything(mix_seed(config.seed, "weights"), self.device)
         self.precision = Precision(config.precision, self.device)
         self.folder = RunFolder(Path(config.path.experiments) / config.name)
-        if resume == "never" and (aside := self.folder.set_aside()):
-            LOGGER.info("the older run was set aside: %s", aside)
+        self.resume = resume
         self.source = source
         self.datasets = {key: build_dataset(config, key) for key in config.datasets}
         self.batch_size = config.datasets["train"].batch_size
@@ -124,7 +123,10 @@ class Trainer:
         Returns:
             Where it ended. After Ctrl-C or SIGTERM the state is saved and `stopped_by` tells the signal.
         """
+        aside = self.folder.set_aside() if self.resume == "never" else None
         with LogFile(self.folder.log), StopRequest() as stop:
+            if aside is not None:
+                LOGGER.info("the older run was set aside: %s", aside)
             self._restore()
             self.folder.describe(self.config, self.source, str(self.device))
             self._announce()
