@@ -272,7 +272,7 @@ def test_an_older_spelling_beside_the_new_one_is_an_error(write):
 
 
 def test_values_that_upstream_gave_a_meaning_we_lack_are_refused(write):
-    assert any("wandb: unknown key" in each for each in errors(write(OLDER.replace("wandb: false", "wandb: true"))))
+    assert any("wandb: true is not supported" in each for each in errors(write(OLDER.replace("wandb: false", "wandb: true"))))
     assert any("one GPU number" in each for each in errors(write(OLDER.replace("[0]", "[0, 1]"))))
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from dlas.config.announced import settle
 from dlas.config.build import build, to_plain
-from dlas.config.legacy import translate
+from dlas.config.legacy import is_for_testing, translate
 from dlas.config.load import read_tree
 from dlas.config.problems import Problem, in_order
 from dlas.config.schema import Config
@@ -25,13 +26,14 @@ __all__ = ["Config", "Problem", "check", "load", "to_plain"]
 Mode = Literal["train", "test"]
 
 
-def check(path: str | Path, overrides: Sequence[str] = (), mode: Mode = "train") -> list[Problem]:
+def check(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = None) -> list[Problem]:
     """Everything that is wrong with a file, and notices of translated spellings, in the order of its lines.
 
     Args:
         path: the YAML file.
         overrides: `a.b.c=value` texts, applied on top of the file.
-        mode: what the file is for; a file for `test` needs no training part.
+        mode: what the file is for; a file for `test` needs no training part. By default `train`, but `test` for a file of
+            DL-Art-School in which nothing could be trained.
     """
     return _load(Path(path), overrides, mode)[1]
 
@@ -51,12 +53,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode = "train") 
     return config
 
 
-def _load(path: Path, overrides: Sequence[str], mode: Mode) -> tuple[Config | None, list[Problem]]:
-    tree, problems = read_tree(path, overrides, mode)
+def _load(path: Path, overrides: Sequence[str], wanted: Mode | None) -> tuple[Config | None, list[Problem]]:
+    tree, problems = read_tree(path, overrides, wanted or "train")
     if tree is None:
         return None, in_order(problems)
     cursor = Cursor(tree.mark, "", problems)
-    translate(tree, cursor)
+    mode: Mode = wanted or ("test" if is_for_testing(tree) else "train")
+    translate(tree, cursor, mode)
     plugins = tree.get("plugins")
     plugins = plugins if isinstance(plugins, list) else []
     for position, plugin in enumerate(plugins):
@@ -67,7 +70,7 @@ def _load(path: Path, overrides: Sequence[str], mode: Mode) -> tuple[Config | No
     config = build(tree, cursor)
     _check_complete(tree, cursor, mode)
     check_wiring(config, cursor, training=mode == "train")
-    return config, in_order(problems)
+    return config, in_order(settle(problems))
 
 
 def _check_complete(tree: MarkedDict, cursor: Cursor, mode: Mode) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from dlas.config.announced import note_not_built
 from dlas.config.schema import SECTIONS, Component, Config, Section, StepConfig
 from dlas.config.source import MarkedDict, plain
 from dlas.config.typespec import INVALID, Cursor, Spec, parse_type, shown
@@ -94,6 +95,8 @@ def _component_options(cls: type[Component], name: Any, options: MarkedDict, own
     if name not in registry:
         if registry.symbol == "SCHEDULES":  # classes of torch are checked when the schedule is built
             return plain(options)
+        if note_not_built(registry.kind, name, cursor):
+            return {}
         close = nearest(name, registry.entries())
         fix = f"did you mean '{close}'?" if close else f"registered: {', '.join(registry.entries())}"
         cursor.note(f"no {registry.kind} is called '{name}'", fix)
@@ -104,6 +107,8 @@ def _component_options(cls: type[Component], name: Any, options: MarkedDict, own
 
 
 def _check_optimizer(node: Any, cursor: Cursor) -> None:
+    if "optimizer_params" not in node and not node.get("losses"):
+        return  # it trains nothing: right in a file for testing, and reported by the wiring in others
     name = node.get("optimizer", StepConfig.optimizer)
     given = node.get("optimizer_params", MarkedDict(cursor.mark))
     if name in OPTIMIZERS and isinstance(given, MarkedDict):  # others are classes that are looked at when they are built
