@@ -105,6 +105,9 @@ class Trainer:
             scheme = section.lr_scheme or self.settings.lr_scheme
             options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
             step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
+            for each in step.losses:
+                if step.runs.opens(self.settings.niter) and each.gate.opens(self.settings.niter):
+                    each.loss.prepare(self.device)
         trained = [name for step in self.steps for name in step.trained]
         for name in self.networks.keys() - set(trained):
             self.networks[name].requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dlas.context import Context
@@ -16,6 +17,9 @@ LossResult = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 class Loss(nn.Module):
     """A loss over the state. Weight and gates (`after`, `before`, `every`) belong to the step, not to the loss."""
+
+    def prepare(self, device: torch.device) -> None:
+        """Called once before the first step of a run in which the loss can be on: reads files that it needs."""
 
     def forward(self, state: State, context: Context) -> LossResult:
         """Returns a scalar, averaged over the micro-batch, in float32."""

@@ -38,12 +38,30 @@ class Found:
         """Tells of a translation."""
         self.place.note(words, severity="notice")
 
-    def twice(self, keep: str) -> None:
-        """The same is said by a key of ours."""
-        self.place.note(f"says the same as '{keep}', which is given too", f"keep '{keep.rpartition('.')[2]}'")
+    def become(self, target: str, value: Any, key_mark: Mark, value_mark: Mark, words: str) -> None:
+        """Sets `target` (a path from the top) in place of this key. Of two that are given an override wins."""
+        if put(self.tree, target, value, key_mark, value_mark):
+            self.notice(words)
+            return
+        holder = self.tree
+        *parents, last = target.split(".")
+        for name in parents:
+            holder = holder[name]
+        overridden, overriding = _is_override(holder.value_marks.get(last)), _is_override(value_mark)
+        if overridden == overriding:
+            self.place.note(f"says the same as '{target}', which is given too", f"keep '{last}'")
+        elif overriding:
+            holder.put(last, value, key_mark, value_mark)
+            self.notice(words)
+        else:
+            self.notice(f"'{target}' is given on the command line in its place")
 
 
 Action = Callable[[Found], None]
+
+
+def _is_override(mark: Mark | None) -> bool:
+    return mark is not None and mark.line == 0
 
 
 def put(tree: MarkedDict, path: str, value: Any, key_mark: Mark, value_mark: Mark | None = None) -> bool:
@@ -65,10 +83,7 @@ def move(target: str) -> Action:
 
     def action(found: Found) -> None:
         value, key_mark, value_mark = found.holder.take(found.key)
-        if put(found.tree, target, value, key_mark, value_mark):
-            found.notice(f"read as '{target}'")
-        else:
-            found.twice(target)
+        found.become(target, value, key_mark, value_mark, f"read as '{target}'")
 
     return action
 
@@ -104,10 +119,7 @@ def fp16(found: Found) -> None:
         return
     value, key_mark, value_mark = found.holder.take(found.key)
     precision = "fp16" if value else "fp32"
-    if put(found.tree, "precision", precision, key_mark, value_mark):
-        found.notice(f"read as 'precision: {precision}'")
-    else:
-        found.twice("precision")
+    found.become("precision", precision, key_mark, value_mark, f"read as 'precision: {precision}'")
 
 
 def gpu_ids(found: Found) -> None:
@@ -118,10 +130,7 @@ def gpu_ids(found: Found) -> None:
         return
     # A file that says `gpu_ids: [0]` must also run where there is no GPU, so number 0 means "the device there is".
     device = f"cuda:{ids[0]}" if ids and ids[0] > 0 else "auto"
-    if put(found.tree, "device", device, key_mark, value_mark):
-        found.notice(f"read as 'device: {device}'")
-    else:
-        found.twice("device")
+    found.become("device", device, key_mark, value_mark, f"read as 'device: {device}'")
 
 
 SCHEME_KEYS = {
@@ -143,10 +152,8 @@ def lr_scheme(found: Found) -> None:
     for option in keys:
         if option in found.holder:
             scheme.put(option, *found.holder.take(option))
-    if put(found.tree, "train.lr_scheme", scheme, key_mark, value_mark):
-        found.notice(f"with {', '.join(k for k in keys if k in scheme) or 'no options'} read as 'train.lr_scheme'")
-    else:
-        found.twice("train.lr_scheme")
+    words = f"with {', '.join(k for k in keys if k in scheme) or 'no options'} read as 'train.lr_scheme'"
+    found.become("train.lr_scheme", scheme, key_mark, value_mark, words)
 
 
 def scheme_option(found: Found) -> None:
@@ -244,10 +251,8 @@ def val_freq_megasamples(found: Found) -> None:
         found.place.note(f"expected a number greater than 0, found {shown(value)}", "or write 'val_freq', in iterations")
         return
     frequency = max(1, round(value * 1e6 / batch))
-    if put(found.tree, "train.val_freq", frequency, key_mark, value_mark):
-        found.notice(f"read as 'train.val_freq: {frequency}' ({value} million samples in batches of {batch})")
-    else:
-        found.twice("train.val_freq")
+    words = f"read as 'train.val_freq: {frequency}' ({value} million samples in batches of {batch})"
+    found.become("train.val_freq", frequency, key_mark, value_mark, words)
 
 
 def network_scale(found: Found) -> None:
@@ -270,11 +275,10 @@ def memcached(found: Found) -> None:
         found.notice(f"read as '{found.value}': files are not read through memcached")
 
 
-def feature_network(found: Found) -> None:
-    """The network of a perceptual loss."""
-    if found.value == "wide_resnet":
-        found.holder.take(found.key)
-        found.place.note("'wide_resnet' is not supported", "write 'vgg'")
+def fullimage_training(found: Found) -> None:
+    """Options that `mode: fullimage` had for training."""
+    if found.holder.get("mode") == "fullimage":
+        drop("tiles are cut and turned to train on, and 'fullimage' is for validation")(found)
 
 
 def evaluators(found: Found) -> None:
@@ -316,8 +320,11 @@ def dataset_of_video(found: Found) -> None:
             "has no effect: frames go through the network one by one"
         )
         section.take(key)
+    if "vertical_splits" in section:
+        place = found.place.key(section, "vertical_splits")
+        refuse("frames are not cut into halves", "cut the video beforehand", (0, 1, None), "frames are not cut")(
+            Found(section, "vertical_splits", place, found.tree, found.upstream)
+        )
     section.put("mode", "video_frames", key_mark)
-    if put(found.tree, "datasets.video", section, key_mark, value_mark):
-        found.notice("read as 'datasets.video' of mode 'video_frames'; `dlas test` writes a picture for each frame")
-    else:
-        found.twice("datasets.video")
+    words = "read as 'datasets.video' of mode 'video_frames'; `dlas test` writes a picture for each frame"
+    found.become("datasets.video", section, key_mark, value_mark, words)

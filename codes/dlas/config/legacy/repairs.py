@@ -26,7 +26,12 @@ def _agree_on_scale(tree: MarkedDict, cursor: Cursor) -> None:
     parts = [tree[part] for part in ("datasets", "networks") if isinstance(tree.get(part), dict)]
     sections = [section for part in parts for section in part.values() if isinstance(section, dict)]
     told = [each["scale"] for each in sections if "scale" in each and each.get("type") != "discriminator"]
-    if "scale" in tree and told and all(each == told[0] and isinstance(each, int) for each in told) and told[0] != tree["scale"]:
+    if (
+        "scale" in tree
+        and told
+        and all(each == told[0] and isinstance(each, int) for each in told)
+        and told[0] != tree["scale"]
+    ):
         before = tree["scale"]
         tree["scale"] = told[0]
         cursor.value(tree, "scale").note(
@@ -53,4 +58,6 @@ def _test_on_train(tree: MarkedDict, cursor: Cursor) -> None:
     place = cursor.value(tree, "datasets").key(datasets, "train")
     section, key_mark, value_mark = datasets.take("train")
     datasets.put("test", section, key_mark, value_mark)
-    place.note("read as 'datasets.test': DL-Art-School tested on every data set of a file; here 'train' is left out", "", "notice")
+    place.note(
+        "read as 'datasets.test': DL-Art-School tested on every data set of a file; here 'train' is left out", "", "notice"
+    )

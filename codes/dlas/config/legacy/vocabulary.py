@@ -58,9 +58,11 @@ def _refused(
 
 
 def _yaml(value: Any) -> str:
-    return {True: "true", False: "false", None: "~"}.get(value, str(value)) if not isinstance(value, int | list) or isinstance(
-        value, bool
-    ) else str(value)
+    return (
+        {True: "true", False: "false", None: "~"}.get(value, str(value))
+        if not isinstance(value, int | list) or isinstance(value, bool)
+        else str(value)
+    )
 
 
 _NO_WANDB = "Weights & Biases is not written"
@@ -173,6 +175,12 @@ DATASETS = [
     _supported("datasets.*.batch_size"),
     _supported("datasets.*.n_workers", "0 where it is not given"),
     _supported("datasets.*.pin_memory"),
+    *(
+        _translated(
+            f"datasets.*.{name}", "dropped with `mode: fullimage`, which is for validation", actions.fullimage_training, 1
+        )
+        for name in ("min_tile_size", "tile_scale_normal_stddev", "use_flip", "use_rot")
+    ),
 ]
 
 NETWORKS = [
@@ -190,10 +198,16 @@ NETWORKS = [
 PATH = [
     _translated("path.pretrain_model_*", "`path.pretrain.<network>`", actions.pretrain, "w.pth"),
     _refused(
-        "path.pretrain_base_path_*", "weights are not cut out of a larger file", "cut the file beforehand", (None,), example="x."
+        "path.pretrain_base_path_*",
+        "weights are not cut out of a larger file",
+        "cut the file beforehand",
+        (None,),
+        example="x.",
     ),
     _supported("path.strict_load", "true where it is not given: a file that does not fit is an error"),
-    _translated("path.resume_state", "a checkpoint folder; a `.state` file is refused", actions.resume_state, "run/checkpoints/5"),
+    _translated(
+        "path.resume_state", "a checkpoint folder; a `.state` file is refused", actions.resume_state, "run/checkpoints/5"
+    ),
     _refused(
         "path.optimizer_reset",
         "a checkpoint is gone on from as a whole",
@@ -254,7 +268,9 @@ STEPS = [
         "nothing is required",
         ["lq"],
     ),
-    _dropped("steps.*.step_outputs", "later steps see every key that a step writes, and a key written twice is an error", ["gen"]),
+    _dropped(
+        "steps.*.step_outputs", "later steps see every key that a step writes, and a key written twice is an error", ["gen"]
+    ),
     _dropped("steps.*.generator_outputs", "nothing reads it, nor did anything in DL-Art-School", ["gen"]),
     _dropped("steps.*.generator", "nothing reads it, nor did anything in DL-Art-School", "generator"),
 ]
@@ -263,12 +279,17 @@ TRAIN = [
     _supported("train.niter", "the run stops exactly there"),
     _supported("train.mega_batch_factor", "1 where it is not given; gradients are weighted by the size of each part"),
     *(
-        _refused(f"train.{name}", "every step has the same micro-batches", "write 'mega_batch_factor'", (None, False), example=2)
+        _refused(
+            f"train.{name}", "every step has the same micro-batches", "write 'mega_batch_factor'", (None, False), example=2
+        )
         for name in ("mod_batch_factor", "mod_batch_factor_every", "mod_batch_factor_also_disable_checkpointing")
     ),
     _supported("train.warmup_iter", "off where it is not given"),
     _translated(
-        "train.default_lr_scheme", "`train.lr_scheme`, with the options beside it", actions.lr_scheme, "CosineAnnealingLR_Restart"
+        "train.default_lr_scheme",
+        "`train.lr_scheme`, with the options beside it",
+        actions.lr_scheme,
+        "CosineAnnealingLR_Restart",
     ),
     *(
         _translated(f"train.{name}", "an option of `train.lr_scheme`", actions.scheme_option, value)
@@ -293,9 +314,7 @@ TRAIN = [
         example=[0, 10],
     ),
     _supported("train.val_freq", "0, at the end only, where it is not given"),
-    _translated(
-        "train.val_freq_megasamples", "`train.val_freq`, by the batch size", actions.val_freq_megasamples, 0.01
-    ),
+    _translated("train.val_freq_megasamples", "`train.val_freq`, by the batch size", actions.val_freq_megasamples, 0.01),
     _moved("train.ema_rate", "train.ema.rate", 0.999),
     _moved("train.ema_enabled", "train.ema.enabled", True),
     _dropped("train.ema_on_cpu", "the average is kept on the device and updated at every step"),
