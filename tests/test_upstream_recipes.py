@@ -64,7 +64,7 @@ def chunks(tmp_path) -> Path:
         for number, tile in enumerate(tiles):
             cv2.imwrite(str(root / image / f"{number:08d}.jpg"), tile)
         cv2.imwrite(str(root / image / "ref.jpg"), tiles[0])
-        torch.save({number: ((0, 0), 128) for number in range(3)}, root / image / "centers.pt")
+        torch.save({0: ((0, 0), 128), 1: ((0, 1), 128), 2: ((0, 2), 128)}, root / image / "centers.pt")
     return root
 
 
@@ -194,8 +194,8 @@ def test_the_video_recipe_writes_a_picture_for_each_frame(data, tmp_path):
         writer.write(np.full((16, 24, 3), 20 * number, np.uint8))
     writer.release()
     overrides = [
-        f"dataset.video_file={tmp_path}/v.avi", "dataset.frame_rate=5", f"path.pretrain_model_generator={tmp_path}/generator.pth",
-        f"path.experiments={tmp_path}",
+        f"dataset.video_file={tmp_path}/v.avi", "dataset.frame_rate=5",
+        f"path.pretrain_model_generator={tmp_path}/generator.pth", f"path.experiments={tmp_path}",
     ]  # fmt: skip
     results = run_test(load(recipe("rrdb_process_video"), [*SMALL, *overrides], mode="test"))
     pictures = sorted((tmp_path / "video_process" / "myvideo").glob("*.png"))

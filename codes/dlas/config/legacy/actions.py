@@ -106,7 +106,8 @@ def refuse(reason: str, fix: str, neutral: tuple[Any, ...], why_neutral: str) ->
         if any(value is each or (value == each and isinstance(value, bool) == isinstance(each, bool)) for each in neutral):
             found.notice(f"has no effect: {why_neutral}")
         else:
-            found.place.note(f"{shown(value)} is not supported: {reason}", fix)
+            said = "this" if "password" in found.key else shown(value)
+            found.place.note(f"{said} is not supported: {reason}", fix)
 
     return action
 
@@ -210,7 +211,8 @@ def _gate_losses(step: Any, found: Found, value: Any, key_mark: Mark, value_mark
         return False
     losses = step.get("losses") if isinstance(step, dict) else None
     later = max if found.key == "after" else min
-    limit = value + (1 if found.key == "before" else 0)  # the older limit is within the span, ours is after it
+    # The older span includes its limit, ours does not. In older files `before` of the losses is put right after this.
+    limit = value + (found.key == "before" and not found.upstream)
     for loss in losses.values() if isinstance(losses, dict) else ():
         if isinstance(loss, MarkedDict):
             own = loss.get(found.key)

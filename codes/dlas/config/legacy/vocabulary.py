@@ -58,11 +58,7 @@ def _refused(
 
 
 def _yaml(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "~"}.get(value, str(value))
-        if not isinstance(value, int | list) or isinstance(value, bool)
-        else str(value)
-    )
+    return "~" if value is None else str(value).lower()
 
 
 _NO_WANDB = "Weights & Biases is not written"
@@ -111,7 +107,7 @@ TOP = [
     _supported("checkpointing_enabled", "off where it is not given"),
     _moved("cuda_benchmarking_enabled", "cudnn_benchmark", True),
     _supported("anomaly_detection"),
-    _refused("dist_backend", "the run is one process", "remove it", (None, "", "nccl"), "the run is one process", "apex"),
+    _refused("dist_backend", "the run is one process", "remove it", (None, "nccl"), "the run is one process", "apex"),
     _refused("dist", "the run is one process", "remove it", (False, None), "the run is one process"),
     _dropped("ddp_find_unused_parameters", "the run is one process"),
     _dropped("ddp_static_graph", "the run is one process"),
@@ -137,7 +133,7 @@ TOP = [
         "pictures are in [0, 1]",
         [-1, 1],
     ),
-    _refused("amp_opt_level", "apex is not used", "write 'precision: fp16' or 'bf16'", (None, "O0"), example="O1"),
+    _refused("amp_opt_level", "apex is not used", "write 'precision: fp16' or 'bf16'", (None,), example="O1"),
     _refused("colab_mode", _COPY, "mount the target and name it as 'path.experiments'", (False, None), _COPY),
     *(
         _refused(name, f"{_COPY}, and a password has no place in a file that is copied into the run", "remove it", example="x")
