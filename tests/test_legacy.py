@@ -55,7 +55,8 @@ NAMES = {"datasets": "train", "networks": "generator", "steps": "generator", "in
 
 def concrete(key: Key) -> list[str]:
     parts = key.path.split(".")
-    named = [NAMES[before] if part == "*" else part.replace("*", "generator") for before, part in zip(["", *parts], parts)]
+    pairs = zip(["", *parts[:-1]], parts, strict=True)
+    named = [NAMES[before] if part == "*" else part.replace("*", "generator") for before, part in pairs]
     if key.path == "networks.*.scale":
         named[1] = "judge"
     return named

@@ -21,13 +21,14 @@ COMMANDS = {
     "test": "run and measure trained networks on images",
     "check": "list what is wrong with a YAML file",
     "list": "list what is registered, or the options of one name",
+    "convert-config": "convert an option file of BasicSR or traiNNer-redux",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`dlas` and `python -m dlas`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    listing = "\n".join(f"  {name:<8} {words}" for name, words in COMMANDS.items())
+    listing = "\n".join(f"  {name:<15} {words}" for name, words in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="dlas",
         usage="dlas COMMAND ...",
@@ -50,7 +51,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, program: str | Non
     Returns:
         The exit status. Errors meant for the user become a message; faults of the program keep their traceback.
     """
-    command = importlib.import_module(f"dlas.cli.{name}")
+    command = importlib.import_module(f"dlas.cli.{name.replace('-', '_')}")
     words = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=program or f"dlas {name}", description=f"{words[0].upper()}{words[1:]}.", epilog=EXIT_CODES
