@@ -47,8 +47,9 @@ class _Again:
         self.detach = detach
 
     def __call__(self, state: State, context: Context, replacement: Tensor) -> Tensor:
-        arguments = [self._argument(item, state) for item in self.arguments]
-        arguments[self.altered] = replacement
+        arguments = [
+            replacement if index == self.altered else self._argument(item, state) for index, item in enumerate(self.arguments)
+        ]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             result = context.network(self.network)(*arguments)
         tensor = result[self.output] if isinstance(result, list | tuple) else result
