@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlas.config import Config
-from dlas.context import Context, mix_seed
+from dlas.context import mix_seed
 from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
@@ -25,8 +25,9 @@ from dlas.engine.device import apply_numeric_settings, choose_device, memory_for
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.interrupt import StopRequest
+from dlas.engine.iteration import IterationRunner
 from dlas.engine.meter import Meter
-from dlas.engine.microbatch import MicroBatch, split_batch, to_device
+from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.step import TrainingStep
 from dlas.errors import ConfigurationError, TrainingError
@@ -113,10 +114,18 @@ class Trainer:
             self.networks[name].requires_grad_(False)
         ema = self.settings.ema
         self.emas = {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
+        self.runner = IterationRunner(
+            self.steps,
+            self.networks,
+            self.emas,
+            seed=config.seed,
+            parts=self.settings.mega_batch_factor,
+            device=self.device,
+            layout=self.layout,
+        )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
         self.last_validation = ""
-        self._focus: frozenset[str] | None = None
 
     # ------------------------------------------------------------------------------------------------------------ the loop
 
@@ -190,36 +199,13 @@ class Trainer:
             The micro-batches with everything that the steps wrote.
         """
         progress = self.progress
-        positions = batch.pop("positions")
-        parts = split_batch(to_device(batch, self.device, self.layout), positions, self.settings.mega_batch_factor)
-        seed_everything(mix_seed(self.config.seed, progress.step), self.device)
-        for step in self.steps:
-            if not step.runs(progress.step):
-                continue
-            self._focus_on(step)
-            contexts = [
-                Context(self.networks, step.trained, progress.step, True, self.config.seed, part.positions) for part in parts
-            ]
-            step.run(parts, contexts, log_gradients)
-        for ema in self.emas.values():
-            ema.update(progress.step + 1)
+        parts = self.runner.run(batch, progress.step, log_gradients)
         progress.step += 1
-        progress.samples += len(positions)
+        progress.samples += sum(len(part.positions) for part in parts)
         visuals = self.config.logger.visuals
         if visuals and progress.step % self.config.logger.visual_debug_rate == 0:
             self._write_visuals(parts[0])
         return parts
-
-    def _focus_on(self, step: TrainingStep) -> None:
-        """Gradients are recorded only for the networks that the step trains; others are passed through."""
-        focus = frozenset(step.trained)
-        if focus == self._focus:
-            return
-        for each in self.steps:
-            trains = each is step
-            for parameter in each.parameters:
-                parameter.requires_grad_(trains)
-        self._focus = focus
 
     # ------------------------------------------------------------------------------------------------- watching and saving
 
