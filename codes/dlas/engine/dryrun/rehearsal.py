@@ -16,12 +16,11 @@ from dlas.engine.device import memory_format
 from dlas.engine.dryrun.batch import fake_batch
 from dlas.engine.dryrun.building import DEVICE, FakePrecision, build_fake_networks, buildable_part, outputs
 from dlas.engine.dryrun.devices import Device
-from dlas.engine.dryrun.kinds import gates, iteration_kinds
+from dlas.engine.dryrun.kinds import iteration_kinds, switched_on
 from dlas.engine.dryrun.problems import ProblemList, describe
 from dlas.engine.dryrun.tracker import Peak, Tracker
 from dlas.engine.dryrun.watched import RehearsedStep, Stage
 from dlas.engine.ema import ModelEma
-from dlas.engine.gate import Gate
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.step import TrainingStep
@@ -225,7 +224,7 @@ class _Rehearsal:
         return Iteration(
             number,
             number < self.niter,
-            [path for path, gate in gates(self.config) if gate != Gate() and gate(number)],
+            switched_on(self.config, number),
             self._state(parts[0]),
             [self._cost(tracker, part) for part in tracker.operations],
             tracker.peak,

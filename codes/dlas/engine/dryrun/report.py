@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlas.engine.dryrun.devices import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, LATENCY, Device
+from dlas.engine.dryrun.devices import BANDWIDTH_EFFICIENCY, LATENCY, Device
 from dlas.engine.dryrun.rehearsal import DryRun, Iteration, StepCost
 
 
@@ -77,7 +77,7 @@ def _assumptions(device: Device) -> list[str]:
     return [
         *lines,
         "  Times are rough estimates (expect a factor of 2): the sum over operations, one after the other, of the longest of",
-        f"  FLOP / ({COMPUTE_EFFICIENCY:.0%} of the peak rate), bytes moved / ({BANDWIDTH_EFFICIENCY:.0%} of "
+        f"  FLOP / ({device.efficiency:.0%} of the peak rate), bytes moved / ({BANDWIDTH_EFFICIENCY:.0%} of "
         f"{device.bandwidth:,.0f} GB/s) and {LATENCY[device.kind] * 1e6:.0f} us.",
         f"  Peak rates in TFLOP/s: float32 {device.fp32:.3g}, with TensorFloat-32 {device.tf32:.3g}, half {device.half:.3g}.",
     ]
