@@ -2,9 +2,9 @@
 
     python benchmarks/memory_forecast.py [--cases rrdb gan ...] [--device cpu|cuda]
 
-Each case is forecast here and trained in processes of its own. On a CPU `measured_mb` is added up from the allocator's own record
-(torch.profiler with profile_memory), and `resident_mb` is the kernel's figure for the growth of the process (VmHWM), which also
-holds the decoded pictures, code, and what oneDNN and malloc take for themselves. On CUDA `measured_mb` is
+Each case is forecast here and trained in processes of its own. On a CPU `measured_mb` is added up from the record of torch's
+allocator (torch.profiler with profile_memory), and `resident_mb` is the kernel's figure for the growth of the process (VmHWM),
+which also holds the decoded pictures, code, and what oneDNN and malloc take for themselves. On CUDA `measured_mb` is
 torch.cuda.max_memory_allocated. The iteration of the forecast that needs most memory is compared with the largest of the same
 iterations in training. Prints one JSON line per case.
 """

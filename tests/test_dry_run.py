@@ -411,6 +411,8 @@ def test_the_precision_follows_the_device():
     config = load(QUICK_START, ["precision=auto"])
     assert dry_run(config, DEVICES["a100"]).precision == "bf16"
     assert dry_run(config, DEVICES["t4"]).precision == "fp16"
+    refused = dry_run(load(QUICK_START, ["precision=bf16"]), DEVICES["t4"])
+    assert "precision: the NVIDIA T4 does not compute in bfloat16; write 'precision: auto'" in messages(refused)[0]
 
 
 def test_group_norm_is_in_float32_under_the_autocast_of_cuda():

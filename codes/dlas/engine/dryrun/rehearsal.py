@@ -144,6 +144,7 @@ class _Rehearsal:
         result = DryRun(device=self.device, cuda=self.cuda, precision=self.precision.name, parts=self.parts)
         self.networks = build_fake_networks(self.config, self.mode, self.problems)
         self._check_batch_size()
+        self._check_precision()
         section = self.config.datasets["train"]
         batch = None
         with self.problems.noting(section):
@@ -164,6 +165,11 @@ class _Rehearsal:
             message = f"a batch of {section.batch_size} cannot be cut into {self.parts} micro-batches"
             fix = "raise batch_size or lower train.mega_batch_factor"
             self.problems.note(section, Problem(section.mark, f"{section.yaml_path}.batch_size", message, fix))
+
+    def _check_precision(self) -> None:
+        if self.device is not None and self.device.kind == "cuda" and self.config.precision == "bf16" and not self.device.bf16:
+            message = f"the {self.device.title} does not compute in bfloat16"
+            self.problems.note(self.config, Problem(self.config.mark, "precision", message, "write 'precision: auto'"))
 
     # ------------------------------------------------------------------------------------------------------------- building
 
