@@ -130,6 +130,31 @@ def test_a_frozen_network_is_counted_as_frozen(tmp_path):
     assert sizes == {"generator": (True, False), "discriminator": (False, True)}
 
 
+@ARCHS.register("toy_computing")
+class Computing(nn.Module):
+    """Computes with values when it is built, has one weight in two places and a tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.5, 3)]
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.mean = torch.full((3, 1, 1), 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, h, w) -> (B, 3, 2 h, 2 w)."""
+        x = self.second(self.first(x - self.mean)) * (1 - self.rates[1])
+        return nn.functional.interpolate(x, scale_factor=2)
+
+
+def test_a_network_may_compute_when_it_is_built(tmp_path):
+    run = dry_run(configure(tmp_path, toys.PSNR, "networks.generator={which_model: toy_computing}"))
+    assert messages(run) == []
+    assert run.networks[0].trainable == 3 * 3 * 3 * 3 + 2 * 3
+    assert state(run)["gen"] == "float32 (4, 3, 16, 16)"
+
+
 def test_the_operations_of_a_convolution_are_those_of_the_formula(tmp_path):
     """ToyDiscriminator on 16 x 16: 4 x 4 convolution to 4 channels, 1 x 1 to one; a multiply-add counts two."""
     run = dry_run(configure(tmp_path, toys.GAN))

@@ -73,7 +73,7 @@ class Iteration:
         in_run: it is reached before `train.niter`.
         switched: YAML paths of the gated parts that are on.
         state: the entries of the state at its end.
-        costs: of each step that runs, and of the averages (without a name).
+        costs: of each step that runs, and, without a name, of what is done for all: cutting the batch, averages.
         peak: the largest memory alive at one time.
     """
 

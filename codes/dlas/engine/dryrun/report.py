@@ -46,7 +46,9 @@ def _iteration(run: DryRun, iteration: Iteration, before: Iteration | None) -> s
     if rows:
         lines.append(table((f"state{', what is new' if known else ''}", f"type and shape{share}", "written by"), rows))
     costs = [
-        (cost.step or "averages", f"{cost.flops / 1e9:,.2f}", _time(cost.seconds)) for cost in iteration.costs if _counts(cost)
+        (cost.step or "rest", f"{cost.flops / 1e9:,.2f}", _time(cost.seconds))
+        for cost in sorted(iteration.costs, key=lambda c: not c.step)
+        if _counts(cost)
     ]
     lines.append(table(("step", "GFLOP", "time"), costs) if run.device else table(("step", "GFLOP"), [c[:2] for c in costs]))
     total = sum(cost.seconds or 0.0 for cost in iteration.costs)
