@@ -6,6 +6,8 @@ Working on text keeps the checker free of the modules that hold the components: 
 from __future__ import annotations
 
 import ast
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -72,19 +74,36 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
-        return f"the list {list(value)!r}"[:80]
+        return "a list of mappings" if value and isinstance(value[0], dict) else f"the list {list(value)!r}"[:80]
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "nothing"
-    return f"the text '{value}'" if isinstance(value, str) else str(value)
+    return f"the text '{_short(value)}'" if isinstance(value, str) else _short(str(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _mismatch(value: Any, cursor: Cursor, description: str) -> Any:
-    fix = ""
-    if isinstance(value, str) and description.startswith("true or false") and value.lower() in ("on", "yes", "off", "no"):
-        fix = f"write {'true' if value.lower() in ('on', 'yes') else 'false'}"
-    return cursor.note(f"expected {description}, found {shown(value)}", fix)
+    return cursor.note(f"expected {description}, found {shown(value)}", _hint(value, description))
+
+
+def _hint(value: Any, description: str) -> str:
+    if isinstance(value, str):
+        if description.startswith("true or false") and value.lower() in ("on", "yes", "off", "no"):
+            return f"write {'true' if value.lower() in ('on', 'yes') else 'false'}"
+        if "number" in description and _NUMBER_WITH_COMMA.fullmatch(value):
+            return f"write {value.replace(',', '.')}"
+        if value == "None" and "nothing" in description:
+            return "write null"
+    if isinstance(value, list) and len(value) == 1 and "list" not in description and not isinstance(value[0], list | dict):
+        return f"write {value[0]} without brackets"
+    return ""
+
+
+_NUMBER_WITH_COMMA = re.compile(r"-?\d+,\d+")
 
 
 def _simple(description: str, fits: Callable[[Any], bool], change: Callable[[Any], Any] = lambda v: v) -> Spec:
@@ -95,12 +114,17 @@ def _simple(description: str, fits: Callable[[Any], bool], change: Callable[[Any
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return abs(value) < _LARGEST if isinstance(value, int) else isinstance(value, float) and math.isfinite(value)
 
 
 def _is_whole(value: Any) -> bool:
     return _is_number(value) and float(value).is_integer()
 
+
+_LARGEST = 1 << 63
+_STATE_IN = "the name of a state key"
 
 _NAMED: dict[str, Spec] = {
     "Any": _simple("a value", lambda v: True),
@@ -115,17 +139,37 @@ _NAMED: dict[str, Spec] = {
     "PositiveFloat": _simple("a number greater than 0", lambda v: _is_number(v) and v > 0, float),
     "NonNegativeFloat": _simple("a number of at least 0", lambda v: _is_number(v) and v >= 0, float),
     "Fraction": _simple("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1, float),
-    "StateIn": _simple("the name of a state key", lambda v: isinstance(v, str)),
-    "StateIns": _simple("a state key or a list of them", lambda v: isinstance(v, str | list)),
-    "StateOut": _simple("the name of a state key", lambda v: isinstance(v, str)),
-    "StateOuts": _simple(
-        "a state key or a list of them",
-        lambda v: isinstance(v, str) or (isinstance(v, list) and all(isinstance(i, str) for i in v)),
-    ),
+    "StateIn": _simple(_STATE_IN, lambda v: isinstance(v, str) and v != ""),
+    "StateOut": _simple(_STATE_IN, lambda v: isinstance(v, str) and v != ""),
     "NetworkName": _simple("the name of a network", lambda v: isinstance(v, str)),
     "list": _simple("a list", lambda v: isinstance(v, list)),
     "dict": _simple("a mapping", lambda v: isinstance(v, dict)),
 }
+
+
+def _state_keys(item: Callable[[Any, Cursor], Any]) -> Spec:
+    """A state key or a list whose entries are checked by `item`."""
+    description = "a state key or a list of them"
+
+    def convert(value: Any, cursor: Cursor) -> Any:
+        if not isinstance(value, list):
+            return value if isinstance(value, str) and value else _mismatch(value, cursor, description)
+        if not value:
+            return cursor.note(f"expected {description}, found an empty list")
+        for position, each in enumerate(value):
+            item(each, cursor.item(value, position))
+        return value
+
+    return Spec(description, convert)
+
+
+def _state_key_or_literal(value: Any, cursor: Cursor) -> Any:
+    return (_NAMED["StateIns"] if isinstance(value, list) else _LITERAL).convert(value, cursor)
+
+
+_LITERAL = _simple("a state key or a literal", lambda v: v is None or isinstance(v, str | int | float))
+_NAMED["StateIns"] = _state_keys(_state_key_or_literal)
+_NAMED["StateOuts"] = _state_keys(_NAMED["StateOut"].convert)
 
 
 def _union(members: list[Spec]) -> Spec:
@@ -161,7 +205,9 @@ def _list(item: Spec) -> Spec:
 def _mapping(item: Spec) -> Spec:
     def convert(value: Any, cursor: Cursor) -> Any:
         if not isinstance(value, dict):
-            return _mismatch(value, cursor, "a mapping")
+            entries = isinstance(value, list) and any(isinstance(each, dict) for each in value)
+            fix = "give each entry a name: '<name>: {...}', without '-'" if entries else ""
+            return cursor.note(f"expected a mapping, found {shown(value)}", fix)
         converted = {key: item.convert(each, cursor.value(value, key)) for key, each in value.items()}
         return {key: each for key, each in converted.items() if each is not INVALID}
 

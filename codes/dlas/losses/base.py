@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +15,14 @@ LossResult = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 
 class Loss(nn.Module):
-    """A loss over the state. Weight and gates (`after`, `before`, `every`) belong to the step, not to the loss."""
+    """A loss over the state. Weight and gates (`after`, `before`, `every`) belong to the step, not to the loss.
+
+    Attributes:
+        detaches: True (as a literal, for the checker reads the source text) where no gradient flows to the state keys that are
+            read, only to the networks that the options name.
+    """
+
+    detaches: ClassVar[bool] = False
 
     def forward(self, state: State, context: Context) -> LossResult:
         """Returns a scalar, averaged over the micro-batch, in float32."""
