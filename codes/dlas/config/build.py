@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from dlas.config import torch_classes
 from dlas.config.homes import belongs_elsewhere
 from dlas.config.schema import SECTIONS, Component, Config, ScheduleConfig, Section, StepConfig
 from dlas.config.source import MarkedDict, plain
-from dlas.config.typespec import INVALID, Cursor, Spec, parse_type, shown
+from dlas.config.typespec import INVALID, Cursor, Spec, mismatch, parse_type
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Parameter, Registry, nearest, python_name, yaml_name
 
 
@@ -56,18 +57,19 @@ class _Builder:
         self.specs: dict[str, Spec] = {}
 
     def _spec(self, cls: type[Section]) -> Spec:
-        return Spec("a mapping", lambda value, cursor: self.section(cls, value, cursor))
+        return Spec("a mapping", lambda value, cursor: self.section(cls, value, cursor), dict)
 
     def section(self, cls: type[Section], node: Any, cursor: Cursor) -> Any:
         if node is None and not _needs_a_key(cls):
             node = MarkedDict(cursor.mark)  # `path:` with nothing below it
         if not isinstance(node, dict):
-            return cursor.note(f"expected a mapping, found {shown(node)}", _not_a_mapping(cls, node, cursor))
+            return mismatch(node, cursor, "a mapping", _not_a_mapping(cls, node, cursor))
         own = {f.name: f for f in _keys(cls)}
         values: dict[str, Any] = {}
         given = MarkedDict(getattr(node, "mark", cursor.mark))
         options = MarkedDict(given.mark)
         written: dict[str, str] = {}  # own name: as it is written in the file
+        unknown: list[str] = []
         for key, value in node.items():
             name = cls.NAME_KEYS[0] if issubclass(cls, Component) and key in cls.NAME_KEYS else key
             place = cursor.value(node, key)
@@ -81,6 +83,8 @@ class _Builder:
                 options.put(key, value, cursor.key(node, key).mark, place.mark)
             else:
                 cursor.key(node, key).note("unknown key", _unknown_fix(cls, key, value, list(own)))
+                unknown.append(key)
+        misplaced = any(_holds_keys_of(own, node[key]) for key in unknown)
         for name, field in own.items():
             if name in values:
                 continue
@@ -88,9 +92,10 @@ class _Builder:
                 path = f"{cursor.path}.{name}" if cursor.path else name
                 values[name] = replace(default, mark=cursor.mark, yaml_path=path)
             elif field.default is MISSING and field.default_factory is MISSING:
-                self.missing(cursor, f"the key '{name}' is missing: {field.metadata['doc']}", f"add '{name}:'")
+                if self.complete and not misplaced:
+                    cursor.note(f"the key '{name}' is missing: {field.metadata['doc']}", f"add '{name}:'")
                 values[name] = INVALID
-        if cls is StepConfig:
+        if cls is StepConfig and not misplaced:
             self.optimizer(node, values, cursor)
         if issubclass(cls, Component):
             name_key = cls.NAME_KEYS[0]
@@ -100,8 +105,9 @@ class _Builder:
                 given.put(key, value, options.key_marks[key], options.value_marks[key])
         # A section with problems is built all the same, with None in place of what is unusable: the checks across sections can
         # then find further problems. `load` refuses it.
-        values = {name: None if value is INVALID else value for name, value in values.items()}
-        return cls(**values, mark=cursor.mark, yaml_path=cursor.path, given=given)
+        usable = {name: None if value is INVALID else value for name, value in values.items()}
+        damaged = bool(unknown) or any(value is INVALID for value in values.values())
+        return cls(**usable, mark=cursor.mark, yaml_path=cursor.path, given=given, damaged=damaged)
 
     def spec(self, text: str) -> Spec:
         if text not in self.specs:
@@ -203,9 +209,7 @@ class _Builder:
 
 def _metric(value: Any, cursor: Cursor) -> Any:
     if not isinstance(value, str):
-        return cursor.note(
-            f"expected the name of a metric, found {shown(value)}", f"registered: {', '.join(METRICS.entries())}"
-        )
+        return mismatch(value, cursor, "the name of a metric", f"registered: {', '.join(METRICS.entries())}")
     return value if value in METRICS else cursor.note(f"no metric is called '{value}'", _name_fix(METRICS, value))
 
 
@@ -233,8 +237,13 @@ def _suggest(key: str, known: list[str], beside: list[str]) -> str:
     return f"did you mean '{close}'?" if close else f"its options: {', '.join(known) or 'none'}"
 
 
+def _holds_keys_of(own: Collection[str], value: Any) -> bool:
+    """Whether a value looks like the section itself, one level too deep."""
+    return isinstance(value, dict) and sum(inner in own for inner in value) > len(value) / 2
+
+
 def _unknown_fix(cls: type[Section], key: str, value: Any, own: list[str]) -> str:
-    if isinstance(value, dict) and sum(inner in own for inner in value) > len(value) / 2:
+    if _holds_keys_of(own, value):
         return f"its keys belong one level up: remove the line '{key}:' and indent less"
     elsewhere = belongs_elsewhere(key, cls.__name__)
     close = nearest(key, own)
@@ -284,7 +293,7 @@ def _param_groups(entry: Entry, options: MarkedDict, cursor: Cursor) -> None:
     for name, group in groups.items():
         inside = place.value(groups, name)
         if not isinstance(group, MarkedDict):
-            inside.note(f"expected a mapping, found {shown(group)}", "for instance {match: <regular expression>, lr: 1e-4}")
+            mismatch(group, inside, "a mapping", "for instance {match: <regular expression>, lr: 1e-4}")
             continue
         for key, value in group.items():
             if key not in parameters:

@@ -35,11 +35,13 @@ class Section:
     """Part of a configuration.
 
     `mark` and `yaml_path` tell where it was written; `given` holds what was written, as it was, with the place of each key and
-    value: own keys under their documented name, options of a component beside them.
+    value: own keys under their documented name, options of a component beside them. `damaged` sections have keys that are not
+    known, or values that could not be used and are None here.
     """
 
     mark: Mark = field(default=Mark(""), repr=False, compare=False, metadata={"internal": True})
     yaml_path: str = field(default="", repr=False, compare=False, metadata={"internal": True})
+    damaged: bool = field(default=False, repr=False, compare=False, metadata={"internal": True})
     given: MarkedDict = field(
         default_factory=lambda: MarkedDict(Mark("")), repr=False, compare=False, metadata={"internal": True}
     )

@@ -58,6 +58,15 @@ class MarkedList(list[Any]):
         self.marks: list[Mark] = []
 
 
+class _Unreadable:
+    def __repr__(self) -> str:
+        return "<unreadable>"
+
+
+UNREADABLE: Any = _Unreadable()
+"""Stands for a value that could not be read; the problem has been noted."""
+
+
 def plain(value: Any) -> Any:
     """The same value in ordinary dicts and lists."""
     if isinstance(value, dict):
@@ -134,7 +143,7 @@ def _syntax_fix(text: str, error: yaml.MarkedYAMLError) -> str:
         return "indent with spaces; YAML allows no tabs there"
     for candidate in (line, before):
         glued = re.match(r"\s*([\w.]+):([^\s:]\S*)\s*$", candidate)
-        if glued and "expected ':'" in what:
+        if glued and ("expected ':'" in what or "mapping values" in what):
             return f"put a space after the colon: '{glued[1]}: {glued[2]}'"
     if "mapping values are not allowed" in what:
         return "check the indentation, or quote a value that contains ': '"
@@ -192,8 +201,8 @@ class _Builder:
         if len(self.open) > MAX_DEPTH:
             raise _TooLarge(_too_deep(self._mark(node)))
         if node in self.open:
-            self.problems.append(Problem(self._mark(node), path, "this anchor contains itself"))
-            return None
+            self.problems.append(Problem(self._mark(node), path, "this anchor contains itself", "write the value out"))
+            return UNREADABLE
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
@@ -218,7 +227,7 @@ class _Builder:
         except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = getattr(error, "problem", None) or f"'{str(node.value)[:40]}' is not what the tag {node.tag} says"
             self.problems.append(Problem(self._mark(node), path, f"cannot be read: {reason}"))
-            return None
+            return UNREADABLE
 
     @staticmethod
     def _whole(node: yaml.ScalarNode) -> int:
@@ -228,13 +237,7 @@ class _Builder:
         if id(node) not in self.seen:  # an alias comes by again, and what it merged is then part of it
             self.seen.add(id(node))
             self._report_duplicates(node, path)
-        try:
-            self.loader.flatten_mapping(node)  # `<<: *anchor`; entries of this mapping come last and win
-        except (yaml.MarkedYAMLError, RecursionError) as error:
-            place = getattr(error, "problem_mark", None)
-            mark = Mark(self.name, place.line + 1, place.column + 1) if place else self._mark(node)
-            self.problems.append(Problem(mark, path, "'<<' takes a mapping, or a list of them, that does not contain itself"))
-            return MarkedDict(self._mark(node))
+        self._merge(node, path)
         result = MarkedDict(self._mark(node))
         for key_node, value_node in node.value:
             key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
@@ -245,6 +248,22 @@ class _Builder:
             value = self.value(value_node, f"{path}.{name}" if path else name)
             result.put(name, value, self._mark(key_node), self._mark(value_node))
         return result
+
+    def _merge(self, node: yaml.MappingNode, path: str) -> None:
+        """Follows `<<: *anchor`; entries of the mapping itself come last and win."""
+        for key_node, value_node in list(node.value):
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                continue
+            merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            if any(not isinstance(each, yaml.MappingNode) or each in self.open for each in merged):
+                what = "'<<' takes a mapping, or a list of them, that does not contain itself"
+                self.problems.append(Problem(self._mark(value_node), path, what, "for instance '<<: *defaults'"))
+                node.value.remove((key_node, value_node))
+        try:
+            self.loader.flatten_mapping(node)
+        except (yaml.MarkedYAMLError, RecursionError):  # a fault further down the chain
+            what = "a mapping that '<<' takes is not one, or contains itself"
+            self.problems.append(Problem(self._mark(node), path, what))
 
     def _report_duplicates(self, node: yaml.MappingNode, path: str) -> None:
         first: dict[str, Mark] = {}

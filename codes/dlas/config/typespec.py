@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from dlas.config.problems import Problem, Severity
-from dlas.config.source import Mark, MarkedDict, MarkedList
+from dlas.config.source import UNREADABLE, Mark, MarkedDict, MarkedList
 from dlas.registry import nearest
 
 
@@ -63,10 +63,11 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Spec:
-    """A type: how it is called in messages and how a value is brought into it."""
+    """A type: how it is called in messages, how a value is brought into it, and of which shape (dict, list) it is."""
 
     description: str
     convert: Callable[[Any, Cursor], Any]
+    shape: type | None = None
 
 
 def shown(value: Any) -> str:
@@ -86,8 +87,11 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _mismatch(value: Any, cursor: Cursor, description: str) -> Any:
-    return cursor.note(f"expected {description}, found {shown(value)}", _hint(value, description))
+def mismatch(value: Any, cursor: Cursor, description: str, fix: str = "") -> Any:
+    """Notes that a value is not what is expected, unless it could not even be read."""
+    if value is UNREADABLE:
+        return INVALID
+    return cursor.note(f"expected {description}, found {shown(value)}", fix or _hint(value, description))
 
 
 def _hint(value: Any, description: str) -> str:
@@ -108,7 +112,7 @@ _NUMBER_WITH_COMMA = re.compile(r"-?\d+,\d+")
 
 def _simple(description: str, fits: Callable[[Any], bool], change: Callable[[Any], Any] = lambda v: v) -> Spec:
     def convert(value: Any, cursor: Cursor) -> Any:
-        return change(value) if fits(value) else _mismatch(value, cursor, description)
+        return change(value) if fits(value) else mismatch(value, cursor, description)
 
     return Spec(description, convert)
 
@@ -153,7 +157,7 @@ def _state_keys(item: Callable[[Any, Cursor], Any]) -> Spec:
 
     def convert(value: Any, cursor: Cursor) -> Any:
         if not isinstance(value, list):
-            return value if isinstance(value, str) and value else _mismatch(value, cursor, description)
+            return value if isinstance(value, str) and value else mismatch(value, cursor, description)
         if not value:
             return cursor.note(f"expected {description}, found an empty list")
         for position, each in enumerate(value):
@@ -182,12 +186,12 @@ def _union(members: list[Spec]) -> Spec:
             result = member.convert(value, trial)
             if not trial.problems:
                 return result
-            attempts.append(trial.problems)
-        deeper = [problems for problems in attempts if problems[0].path != cursor.path]
-        if len(deeper) == 1:  # the shape fits one member: its inner problems say more than "expected A or B"
-            cursor.problems.extend(deeper[0])
+            if member.shape is not None and isinstance(value, member.shape):
+                attempts.append(trial.problems)
+        if len(attempts) == 1:  # the shape fits one member: its problems say more than "expected A or B"
+            cursor.problems.extend(attempts[0])
             return INVALID
-        return _mismatch(value, cursor, description)
+        return mismatch(value, cursor, description)
 
     return Spec(description, convert)
 
@@ -195,11 +199,11 @@ def _union(members: list[Spec]) -> Spec:
 def _list(item: Spec) -> Spec:
     def convert(value: Any, cursor: Cursor) -> Any:
         if not isinstance(value, list):
-            return _mismatch(value, cursor, f"a list of {item.description}")
+            return mismatch(value, cursor, f"a list of {item.description}")
         converted = [item.convert(each, cursor.item(value, position)) for position, each in enumerate(value)]
         return [each for each in converted if each is not INVALID]
 
-    return Spec(f"a list of {item.description}", convert)
+    return Spec(f"a list of {item.description}", convert, list)
 
 
 def _mapping(item: Spec) -> Spec:
@@ -207,11 +211,11 @@ def _mapping(item: Spec) -> Spec:
         if not isinstance(value, dict):
             entries = isinstance(value, list) and any(isinstance(each, dict) for each in value)
             fix = "give each entry a name: '<name>: {...}', without '-'" if entries else ""
-            return cursor.note(f"expected a mapping, found {shown(value)}", fix)
+            return mismatch(value, cursor, "a mapping", fix)
         converted = {key: item.convert(each, cursor.value(value, key)) for key, each in value.items()}
         return {key: each for key, each in converted.items() if each is not INVALID}
 
-    return Spec(f"a mapping to {item.description}", convert)
+    return Spec("a mapping" if item is _NAMED["Any"] else f"a mapping to {item.description}", convert, dict)
 
 
 def _literal(values: list[Any]) -> Spec:
@@ -221,7 +225,7 @@ def _literal(values: list[Any]) -> Spec:
         if any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
             return value
         close = nearest(value, [v for v in values if isinstance(v, str)]) if isinstance(value, str) else None
-        return cursor.note(f"expected {description}, found {shown(value)}", f"did you mean '{close}'?" if close else "")
+        return mismatch(value, cursor, description, f"did you mean '{close}'?" if close else "")
 
     return Spec(description, convert)
 

@@ -30,7 +30,7 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
     if not complete:
         return
     check_names(config, problems, training)
-    check_state(config, problems, training)
+    unwritten = check_state(config, problems, training)
     if training:
-        check_trained(config, problems)
+        check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)

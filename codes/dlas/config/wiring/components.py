@@ -107,7 +107,10 @@ def facts(section: Component, problems: list[Problem]) -> Facts:
             place = at(section, name, problems)
             found.writes.append(Reference(template.format(**{name: outputs[name]}), name, place))
     inner = outputs.get("subtype")
-    if entry.accepts_any and isinstance(inner, str) and inner in section.REGISTRY:
+    if entry.accepts_any and isinstance(inner, str):
+        if inner not in section.REGISTRY:
+            found.complete = False
+            return found
         # The inner component's own input and output are the outer one's affair; what else it reads it reads from the state.
         shared = {p.name for p in entry.parameters}
         for parameter in section.REGISTRY.find(inner).parameters:

@@ -42,7 +42,7 @@ Pictures = dict[str, Picture]
 
 def check_sizes(config: Config, problems: list[Problem], training: bool) -> None:
     """Notes pictures that a network, a loss or a metric cannot take."""
-    if not config.steps or config.networks is None or config.datasets is None or config.eval is None:
+    if config.steps is None or config.networks is None or config.datasets is None or config.eval is None:
         return
     before = len(problems)
     if training and "train" in config.datasets:

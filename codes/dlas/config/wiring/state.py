@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 from dlas.config.problems import Problem
 from dlas.config.schema import Config, DatasetConfig, InjectorConfig
+from dlas.config.source import Mark
 from dlas.config.typespec import Cursor
 from dlas.config.wiring.components import Facts, Reference, at, chosen, entry_of, facts
 from dlas.config.wiring.gates import Window, first_uncovered, window_of
 from dlas.registry import nearest
+
+
+Place = tuple[Mark, str]
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,14 @@ class _State:
         return self.open or key in self.writers
 
 
-def check_state(config: Config, problems: list[Problem], training: bool) -> None:
-    """Notes keys that are read before they are written, written twice, or written for nothing."""
+def check_state(config: Config, problems: list[Problem], training: bool) -> set[Place]:
+    """Notes keys that are read before they are written, written twice, or written for nothing.
+
+    Returns:
+        The places that have such a problem.
+    """
     if config.steps is None or config.datasets is None or config.eval is None:
-        return  # the schema has refused the section
+        return set()  # the schema has refused the section
     checker = _Checker(config, problems)
     if training:
         checker.training()
@@ -43,6 +51,7 @@ def check_state(config: Config, problems: list[Problem], training: bool) -> None
             checker.evaluation(dataset)
     if training:
         checker.unread()
+    return checker.said
 
 
 def evaluation_injectors(config: Config) -> list[InjectorConfig]:
@@ -65,7 +74,7 @@ class _Checker:
         self.config = config
         self.problems = problems
         self.end = Window(before=config.train.niter) if config.train and config.train.niter else Window()
-        self.said: set[tuple[object, str]] = set()  # places that have a problem already
+        self.said: set[Place] = set()  # places that have a problem already
         self.read: set[str] = set()
         self.later = self._all_writers()
         self.unknown_readers = False
@@ -78,6 +87,7 @@ class _Checker:
         state = self._provided(dataset)
         for step in self.config.steps.values():
             window = window_of(step, every=False)
+            state.open |= step.damaged
             for section in (step.injectors or {}).values():
                 if section.eval:
                     continue
@@ -141,7 +151,7 @@ class _Checker:
         self.read |= {evaluation.output_state, evaluation.target_state, evaluation.input_state}
         for section in evaluation.injectors.values() if evaluation.injectors else ():
             self.read |= {reference.name for reference in facts(section, self.problems).reads}
-        if self.unknown_readers:
+        if self.unknown_readers or any(step.damaged for step in self.config.steps.values()):
             return
         for step in self.config.steps.values():
             for section in (step.injectors or {}).values():
@@ -159,6 +169,7 @@ class _Checker:
     def evaluation(self, dataset: DatasetConfig) -> None:
         """Follows the injectors of an evaluation on one data set."""
         state = self._provided(dataset)
+        state.open |= self.config.eval.damaged or any(step.damaged for step in self.config.steps.values())
         for section in evaluation_injectors(self.config):
             if section.train:
                 continue

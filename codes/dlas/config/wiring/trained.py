@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from dlas.config.problems import Problem
@@ -9,10 +10,17 @@ from dlas.config.schema import Config, LossConfig, StepConfig
 from dlas.config.typespec import Cursor
 from dlas.config.wiring.components import Facts, at, facts
 from dlas.config.wiring.names import trained_at
+from dlas.config.wiring.state import Place
 
 
-def check_trained(config: Config, problems: list[Problem]) -> None:
-    """Notes networks without an optimiser or with two, frozen ones that are trained, and losses that teach nobody."""
+def check_trained(config: Config, problems: list[Problem], unwritten: set[Place]) -> None:
+    """Notes networks without an optimiser or with two, frozen ones that are trained, and losses that teach nobody.
+
+    Args:
+        config: the configuration.
+        problems: takes the problems.
+        unwritten: places that read what nobody writes: what would come from there is not judged.
+    """
     if config.steps is None or config.networks is None:
         return  # the schema has refused the section
     _check_owners(config, problems)
@@ -20,12 +28,12 @@ def check_trained(config: Config, problems: list[Problem]) -> None:
         if step.losses is None or step.injectors is None:
             continue
         if not step.losses:
-            if "losses" not in step.given or isinstance(step.given["losses"], dict):
+            if not step.damaged:
                 note = Cursor(step.mark, step.yaml_path, problems).note
                 note("the step has no losses, so it can train nothing", "add 'losses:'")
             continue
-        if step.trained and all(name in config.networks for name in step.trained):
-            _check_reach(step, problems)
+        if step.trained and not step.damaged and all(name in config.networks for name in step.trained):
+            _check_reach(step, _Gradients(frozenset(step.trained), config.networks, unwritten), problems)
 
 
 def _check_owners(config: Config, problems: list[Problem]) -> None:
@@ -64,12 +72,18 @@ class _Gradients:
     """For each state key the trained networks into which a gradient at the key flows back."""
 
     trained: frozenset[str]
+    networks: Collection[str]
+    unwritten: set[Place]
     keys: dict[str, frozenset[str]] = field(default_factory=dict)
     unknown: bool = False  # something that is not registered has written: it may have written anything
 
     def of(self, found: Facts) -> frozenset[str]:
         """The trained networks that a component's result depends on, for all that is known."""
         if found.entry is None or not found.complete:
+            return self.trained
+        if any(reference.name not in self.networks for reference in found.networks):
+            return self.trained
+        if any((reference.place.mark, reference.place.path) in self.unwritten for reference in found.reads):
             return self.trained
         own = frozenset(reference.name for reference in found.networks) & self.trained
         if found.unnamed_networks:
@@ -86,9 +100,8 @@ class _Gradients:
         return own
 
 
-def _check_reach(step: StepConfig, problems: list[Problem]) -> None:
+def _check_reach(step: StepConfig, gradients: _Gradients, problems: list[Problem]) -> None:
     # What the data set gave and earlier steps wrote carries no gradient.
-    gradients = _Gradients(frozenset(step.trained))
     for section in step.injectors.values():
         if section.eval:
             continue
