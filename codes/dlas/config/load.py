@@ -106,7 +106,8 @@ def _override(tree: MarkedDict, text: str) -> list[Problem]:
         last = position == len(keys) - 1
         if isinstance(holder, MarkedList):
             if not key.isdigit() or int(key) >= len(holder):
-                return [Problem(mark, path, f"'{key}' is not a position in a list of {len(holder)}")]
+                what = f"'{key}' is not a position in a list of {len(holder)}"
+                return [Problem(mark, path, what, "positions count from 0")]
             if last:
                 holder[int(key)], holder.marks[int(key)] = value, mark
             holder = holder[int(key)]
@@ -117,7 +118,8 @@ def _override(tree: MarkedDict, text: str) -> list[Problem]:
                 holder.put(key, MarkedDict(mark), mark)
             holder = holder[key]
         else:
-            return [Problem(mark, path, f"'{'.'.join(keys[:position])}' holds a value, not further keys")]
+            holds = f"'{'.'.join(keys[:position])}' holds a value, not further keys"
+            return [Problem(mark, path, holds, "leave out what follows it")]
     return []
 
 

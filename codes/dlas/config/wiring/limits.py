@@ -139,8 +139,9 @@ def _warn_beyond(section: Section, key: str, niter: int, message: str, problems:
 
 
 def _check_validation(config: Config, problems: list[Problem]) -> None:
-    validated = [name for name in config.given.get("datasets") or {} if name != "train"]
-    if config.train and config.train.val_freq and not validated and config.datasets is not None:
+    written = config.given.get("datasets", {})
+    alone = isinstance(written, dict) and not [name for name in written if name != "train"]
+    if config.train and config.train.val_freq and alone:
         what = "there is no data set to validate on"
         at(config.train, "val_freq", problems).note(what, "add one under 'datasets:' (any name but 'train')", "warning")
     logger = config.logger

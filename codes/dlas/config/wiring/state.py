@@ -13,7 +13,6 @@ from dlas.config.wiring.components import Facts, Reference, at, chosen, entry_of
 from dlas.config.wiring.gates import Window, first_uncovered, window_of
 from dlas.registry import nearest
 
-
 Place = tuple[Mark, str]
 
 
