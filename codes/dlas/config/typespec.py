@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from dlas.config.problems import Problem, Severity
-from dlas.config.source import UNREADABLE, Mark, MarkedDict, MarkedList
+from dlas.config.source import UNREADABLE, Mark
 from dlas.registry import nearest
 
 
@@ -268,8 +268,3 @@ def _flatten_union(node: ast.expr, named: Mapping[str, Spec]) -> list[Spec]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _flatten_union(node.left, named) + _flatten_union(node.right, named)
     return [_spec(node, named)]
-
-
-def root_cursor(tree: MarkedDict | MarkedList) -> Cursor:
-    """A cursor at the top of a parsed file."""
-    return Cursor(tree.mark)

@@ -21,6 +21,7 @@ class _Writer:
     title: str
     place: Cursor
     window: Window
+    evaluation_only: bool = False
 
 
 @dataclass
@@ -114,6 +115,9 @@ class _Checker:
 
     def _never_written(self, key: str, state: _State) -> tuple[str, str]:
         later = self.later.get(key)
+        if later is not None and later.evaluation_only:
+            what = f"nothing writes '{key}' in training: {later.title} runs in evaluation only ({later.place.mark})"
+            return what, "remove its 'eval: true', or write the key in training, too"
         if later is not None:
             return (
                 f"'{key}' is read before {later.title} writes it ({later.place.mark})",
@@ -140,9 +144,8 @@ class _Checker:
             self.read.add(key)
             if not state.covers(key):
                 place = at(logger, "visuals", self.problems).item(keys, position)
-                self._note(
-                    Reference(key, "visuals", place), f"nothing writes the state key '{key}'", _keys_fix(key, state.writers)
-                )
+                what = f"nothing writes the state key '{key}', so there are no pictures of it"
+                place.note(what, _keys_fix(key, state.writers), "warning")
 
     def unread(self) -> None:
         """Warns of injectors whose results nobody reads."""
@@ -234,7 +237,7 @@ class _Checker:
             for section in (step.injectors or {}).values():
                 each = facts(section, self.problems)
                 for reference in each.writes:
-                    found.setdefault(reference.name, _Writer(each.title, reference.place, Window()))
+                    found.setdefault(reference.name, _Writer(each.title, reference.place, Window(), section.eval is True))
         return found
 
     def _note(self, reference: Reference, message: str, fix: str) -> None:
