@@ -94,7 +94,7 @@ def keys_of(tree: Pairs) -> list[str]:
 
 @st.composite
 def mutation(draw: st.DrawFn, tree: Pairs) -> tuple[str, tuple[str, ...], Any]:
-    """Changes the tree at one place. Returns the kind of change, the path of the node, and the key or value that it got."""
+    """Changes the tree at one place. Returns the kind of change, the node's path, and the key, value or path that it got."""
     places = nodes(tree)
     kind = draw(st.sampled_from(["delete", "rename", "retype", "move", "duplicate"]))
     holder, position, path = draw(st.sampled_from(places))
@@ -119,14 +119,14 @@ def mutation(draw: st.DrawFn, tree: Pairs) -> tuple[str, tuple[str, ...], Any]:
             holder[position] = new
         return kind, path, new
     if kind == "move":
-        inside = [each for each, _, at in places if at[: len(path)] != path]
-        targets = [each for each in {id(each): each for each in inside}.values() if each is not holder] or [tree]
-        target = draw(st.sampled_from(targets))
+        outside = {id(each): (each, at[:-1]) for each, _, at in places if at[: len(path)] != path and each is not holder}
+        targets = list(outside.values()) or [(tree, ())]
+        target, above = draw(st.sampled_from(targets))
         del holder[position]
         where = draw(st.integers(0, len(target)))
         value = entry[1] if isinstance(holder, Pairs) else entry
         target.insert(where, [path[-1], value] if isinstance(target, Pairs) else value)
-        return kind, path, "elsewhere"
+        return kind, path, (*above, path[-1])
     if isinstance(holder, Pairs):
         holder.append([entry[0], deepcopy(draw(st.sampled_from([entry[1], *OTHERS])))])
     else:
@@ -186,6 +186,8 @@ def means_the_same(before: Pairs, kind: str, path: tuple[str, ...], new: Any) ->
     old = value_at(before, path)
     if kind == "delete":
         return is_default(before, path, old)
+    if kind == "move":
+        return is_default(before, path, old) and is_default(before, new, old)
     if kind == "rename":
         names = SECTIONS["NetworkConfig"].NAME_KEYS  # type: ignore[attr-defined]
         return path[-1] in names and new in names
