@@ -25,6 +25,7 @@ from dlas.config.source import plain, read_yaml
 from dlas.errors import ConfigurationError
 from dlas.registry import REQUIRED, python_name
 
+pytestmark = pytest.mark.timeout(300 + int(os.environ.get("DLAS_FUZZ_EXAMPLES", "0")))
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = int(os.environ.get("DLAS_FUZZ_EXAMPLES", "300"))
 FOLDER = Path(tempfile.mkdtemp(prefix="dlas-mutations-"))
@@ -258,3 +259,26 @@ def test_any_number_of_changes_gives_a_sorted_report_and_no_traceback(data, name
         resolved = to_plain(load(PATH, mode=mode_of(name)))
         PATH.write_text(yaml.safe_dump(resolved, sort_keys=False))
         assert to_plain(load(PATH, mode=mode_of(name))) == resolved
+
+
+CHARACTERS = list("{}[]:,#&*!|>'\"%@`?<-=.~ \t\n\r0aN_\\\x00\x07\ufeffé")
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1), st.integers(0, 8), st.lists(st.sampled_from(CHARACTERS), max_size=4).map("".join)
+    ),
+    min_size=1,
+    max_size=5,
+)  # fmt: skip
+
+
+@COMMON
+@given(edits=EDITS, name=st.sampled_from(NAMES))
+def test_any_text_gives_a_report_and_no_traceback(edits, name):
+    """Characters are cut out and put in anywhere: (place in the text, how many are cut out, what is put in)."""
+    text = (ROOT / "options" / name).read_text()
+    for place, removed, inserted in edits:
+        start = round(place * len(text))
+        text = text[:start] + inserted + text[start + removed :]
+    PATH.write_bytes(text.encode())
+    for problem in check(PATH, mode=mode_of(name)):
+        assert problem.message
