@@ -124,7 +124,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and float(value).is_integer()
+    return _is_number(value) and float(value).is_integer() and abs(value) < _LARGEST
 
 
 _LARGEST = 1 << 63
