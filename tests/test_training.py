@@ -164,15 +164,17 @@ def test_what_a_step_wrote_reaches_the_next_one_detached(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("part", "name", "option", "key", "message"),
     [
-        ("steps.generator.injectors.gen.in=nothing", "the state key 'nothing' has not been written; there are: hq, lq"),
-        ("steps.generator.injectors.gen.out=hq", "injector 'gen' writes the state key 'hq', which is there already"),
-        ("steps.generator.losses.pix.fake=noisy", "no loss that is on depends on a parameter of generator"),
+        ("injectors", "gen", "in", "nothing", "the state key 'nothing' has not been written; there are: hq, lq"),
+        ("injectors", "gen", "out", "hq", "injector 'gen' writes the state key 'hq', which is there already"),
+        ("losses", "pix", "fake", "noisy", "no loss that is on depends on a parameter of generator"),
     ],
 )
-def test_wiring_faults_name_the_key(tmp_path, override, message):
-    run = trainer(tmp_path, toys.PSNR.replace("lq, out: noisy, train", "hq, out: noisy, train"), override)
+def test_wiring_faults_that_no_check_could_see_name_the_key(tmp_path, part, name, option, key, message):
+    config = configure(tmp_path, toys.PSNR.replace("lq, out: noisy, train", "hq, out: noisy, train"))
+    getattr(config.steps["generator"], part)[name].options[option] = key
+    run = Trainer(config)
     with pytest.raises(TrainingError, match=message):
         run.iterate(batches(run, 1)[0])
 

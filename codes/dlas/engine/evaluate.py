@@ -168,14 +168,12 @@ class Evaluator:
     def _injectors(self) -> list[GatedInjector]:
         if self.section.injectors:
             return build_injectors(self.section.injectors)
-        # Without injectors of its own, evaluation takes those of the steps up to the one that makes the output.
-        chosen: list[GatedInjector] = []
+        # Without injectors of its own, evaluation takes those of the step that makes the output. The checker says so where that
+        # step needs another one.
         for step in self.config.steps.values():
-            own = build_injectors(step.injectors)
             if any(_writes(section.options.get("out"), self.section.output_state) for section in step.injectors.values()):
-                return own
-            chosen += own
-        return chosen
+                return build_injectors(step.injectors)
+        return []
 
 
 def _writes(out: Any, key: str) -> bool:

@@ -98,6 +98,17 @@ def drop(reason: str) -> Action:
     return action
 
 
+def drop_word(reason: str) -> Action:
+    """The key changes nothing here while it holds a word; a mapping is left for the schema, which knows where it belongs."""
+    dropping = drop(reason)
+
+    def action(found: Found) -> None:
+        if not isinstance(found.holder[found.key], dict):
+            dropping(found)
+
+    return action
+
+
 def refuse(reason: str, fix: str, neutral: tuple[Any, ...], why_neutral: str) -> Action:
     """The key asks for something that is not done here; the values in `neutral` ask for nothing and are dropped."""
 

@@ -61,6 +61,7 @@ def _yaml(value: Any) -> str:
     return "~" if value is None else str(value).lower()
 
 
+_UNREAD = "nothing reads it, nor did anything in DL-Art-School"
 _NO_WANDB = "Weights & Biases is not written"
 _COMPUTED = "it was computed, and is here: 'path.experiments' says where runs are kept"
 _VIDEO = "pictures are written, one a frame; ffmpeg joins them into a video"
@@ -70,8 +71,8 @@ TOP = [
     _supported("name"),
     _dropped("model", "there is one trainer", "extensibletrainer"),
     _supported("scale", "where every data set and network of the file says another one, that is taken"),
-    _dropped("distortion", "nothing reads it, nor did anything in DL-Art-School", "sr"),
-    _dropped("suffix", "nothing reads it, nor did anything in DL-Art-School", None),
+    _dropped("distortion", _UNREAD, "sr"),
+    _dropped("suffix", _UNREAD, None),
     _translated("gpu_ids", "`device`; one number at most", actions.gpu_ids, [0]),
     _translated("fp16", "`precision: fp16` or `fp32`", actions.fp16, True),
     _refused("grad_scaler_enabled", "gradients are scaled with 'precision: fp16' only", "write that", (False, None)),
@@ -153,7 +154,7 @@ TOP = [
     _dropped("minivid_crf", _VIDEO, 12),
     _dropped("minivid_start_no", _VIDEO, 0),
     _dropped("mini_vid_output_folder", _VIDEO, "x"),
-    _dropped("generator_img_index", "nothing reads it, nor did anything in DL-Art-School", 0),
+    _dropped("generator_img_index", _UNREAD, 0),
     _refused("recurrent_mode", "frames go through the network on their own", "write false", (False, None)),
     _dropped("recurrent_hr_generator", "it belongs to 'recurrent_mode', which is off", "generator"),
     _refused(
@@ -267,8 +268,8 @@ STEPS = [
     _dropped(
         "steps.*.step_outputs", "later steps see every key that a step writes, and a key written twice is an error", ["gen"]
     ),
-    _dropped("steps.*.generator_outputs", "nothing reads it, nor did anything in DL-Art-School", ["gen"]),
-    _dropped("steps.*.generator", "nothing reads it, nor did anything in DL-Art-School", "generator"),
+    _dropped("steps.*.generator_outputs", _UNREAD, ["gen"]),
+    Key("steps.*.generator", "dropped", _UNREAD, actions.drop_word(_UNREAD), "generator"),
 ]
 
 TRAIN = [
@@ -332,8 +333,8 @@ EVAL = [
     _supported("eval.injectors"),
     Key("eval.evaluators", "planned", "'eval.metrics' measures pictures", actions.evaluators, {"x": {"type": "sr_fid"}}),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
-    _dropped("eval.compute_psnr", "nothing reads it, nor did anything in DL-Art-School; 'eval.metrics' names the metrics"),
-    _dropped("eval.compute_fea", "nothing reads it, nor did anything in DL-Art-School; 'eval.metrics' names the metrics"),
+    _dropped("eval.compute_psnr", f"{_UNREAD}; 'eval.metrics' names the metrics"),
+    _dropped("eval.compute_fea", f"{_UNREAD}; 'eval.metrics' names the metrics"),
 ]
 
 LOGGER = [
