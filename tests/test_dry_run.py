@@ -270,7 +270,7 @@ def test_what_cannot_be_built_does_not_hide_the_rest(tmp_path):
         "steps.generator.losses.pix: pix: real 'lq'",
     ):
         assert text in found
-    assert len(run.problems) == 4
+    assert len(run.problems) == 3
 
 
 def test_a_loss_that_reaches_no_network_is_a_problem_of_its_step(tmp_path):
