@@ -236,7 +236,7 @@ def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):
     assert figures[True] != figures[False]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_at_a_step_boundary_after_saving(tmp_path, monkeypatch, number):
     interrupt_after(monkeypatch, 5, number)
     result = trainer(tmp_path, toys.PSNR).run()

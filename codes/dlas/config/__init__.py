@@ -79,7 +79,7 @@ def _load_plugins(tree: MarkedDict, cursor: Cursor, path: Path) -> bool:
             continue  # the schema says so
         place = cursor.value(tree, "plugins").item(plugins, position)
         try:
-            load_plugin(plugin, path.parent)
+            plugins[position] = load_plugin(plugin, path.parent)  # the resolved file must find it from anywhere
         except ConfigurationError as error:
             place.note(str(error))
         except Exception as error:  # whatever a foreign file does when it must be imported to know a signature

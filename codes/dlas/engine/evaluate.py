@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +93,7 @@ class Evaluator:
             Each metric over the set, and the baseline's.
         """
         metrics = self._metrics()
+        measured = False
         known = self._baselines.get(id(dataset))
         reference = self._metrics() if known is None else {}
         baseline_values: dict[str, dict[str, float]] = {} if known is None else known[0]
@@ -101,6 +101,7 @@ class Evaluator:
             for item in evaluation_items(dataset, bad_files):
                 result = self._one(item, step)
                 if result.target is not None:
+                    measured = True
                     result.values = self._measure(metrics, result.output, result.target, result.name)
                     if result.baseline is not None:
                         if known is None:
@@ -112,7 +113,7 @@ class Evaluator:
             means = {f"{self.section.baseline}_{name}": float(metric.compute()) for name, metric in reference.items()}
             known = (baseline_values, means if baseline_values else {})
             self._baselines[id(dataset)] = known
-        if not metrics or math.isnan(float(next(iter(metrics.values())).compute())):
+        if not measured:
             return {}
         return {**{name: float(metric.compute()) for name, metric in metrics.items()}, **known[1]}
 

@@ -39,10 +39,10 @@ def _middle(picture: Tensor, share: tuple[float, float]) -> Tensor:
 def grid(batch: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
     """A batch of images (B, C, h, w) in [0, 1] as one picture (3, H, W).
 
-    One channel is shown as grey; of more than three the first three are shown.
+    Of more than three channels the first three are shown, of fewer than three the first one, in grey.
     """
     images = batch.detach().float().cpu().clamp(0, 1)
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    images = images[:, :1].expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
     count, _, height, width = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dlas.config.problems import Problem
 from dlas.config.schema import Config
+from dlas.config.wiring.files import check_file_names
 from dlas.config.wiring.limits import check_limits
 from dlas.config.wiring.names import check_names
 from dlas.config.wiring.sizes import check_sizes
@@ -27,6 +28,7 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
         complete: False where part of the file could not be read: then only what can be judged without it is.
     """
     check_limits(config, problems, training)
+    check_file_names(config, problems)
     if not complete:
         return
     check_names(config, problems, training)
