@@ -39,6 +39,7 @@ setup(
             "pytest-xdist>=3.5,<4",
             "pytest-timeout>=2.3,<3",
             "hypothesis>=6.100,<7",
+            "jsonschema>=4,<5",
             "ruff>=0.6,<0.18",
             "mypy>=1.11,<3",
             "types-PyYAML>=6,<7",

@@ -27,10 +27,11 @@ LAYERS = {
     "registry": 1,
     **dict.fromkeys(["config", "context", "layers", "diffusion"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
+    "explain": 4,
     "engine": 4,
     "cli": 5,
 }
-WITHOUT_TORCH = {"types", "errors", "registry", "config", "cli"}
+WITHOUT_TORCH = {"types", "errors", "registry", "config", "explain", "cli"}
 
 
 def part_of(module: str) -> str:

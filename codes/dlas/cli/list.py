@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 
-from dlas.registry import REGISTRIES, yaml_name
+from dlas.explain.catalogue import KINDS
+from dlas.explain.listing import SECTIONS_KIND, list_kind, list_name
 
-_KINDS = {registry.symbol.lower(): registry for registry in REGISTRIES}
+_WIDEST = 160
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("kind", choices=sorted(_KINDS))
+    parser.add_argument("kind", choices=[*sorted(KINDS), SECTIONS_KIND], help="what to list; sections are those of a YAML file")
     parser.add_argument("name", nargs="?", help="show the options of this one")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints names with a line each, or one component with its options."""
-    registry = _KINDS[arguments.kind]
+    """Prints names with a line each, or one component or section with its options."""
+    width = min(shutil.get_terminal_size((128, 24)).columns, _WIDEST)
     if arguments.name is None:
-        for name, entry in registry.entries().items():
-            print(f"{name:<28} {entry.doc.partition(chr(10))[0]}")
-        return 0
-    entry = registry.find(arguments.name)
-    print(f"{entry.name} ({entry.source}.{entry.attribute})\n\n{entry.doc}\n")
-    for parameter in entry.parameters:
-        default = "required" if parameter.required else f"default {parameter.default!r}"
-        print(f"  {yaml_name(parameter.name):<24} {parameter.annotation}, {default}")
+        print(list_kind(arguments.kind, width))
+    else:
+        print(list_name(arguments.kind, arguments.name, width))
     return 0

@@ -27,8 +27,10 @@ COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
     "check": "list what is wrong with a YAML file",
+    "explain": "say in words and in a picture what a YAML file does",
     "list": "list what is registered, or the options of one name",
     "convert-config": "convert an option file of BasicSR or traiNNer-redux",
+    "reference": "write the reference pages and the JSON schema of option files",
 }
 
 

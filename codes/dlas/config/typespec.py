@@ -146,6 +146,7 @@ _NAMED: dict[str, Spec] = {
     "StateIn": _simple(_STATE_IN, lambda v: isinstance(v, str) and v != ""),
     "StateOut": _simple(_STATE_IN, lambda v: isinstance(v, str) and v != ""),
     "NetworkName": _simple("the name of a network", lambda v: isinstance(v, str)),
+    "MetricName": _simple("the name of a metric", lambda v: isinstance(v, str)),  # the builder also looks it up
     "list": _simple("a list", lambda v: isinstance(v, list)),
     "dict": _simple("a mapping", lambda v: isinstance(v, dict)),
 }

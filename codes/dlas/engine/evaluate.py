@@ -174,7 +174,7 @@ class Evaluator:
         for step in self.config.steps.values():
             if any(_writes(section.options.get("out"), self.section.output_state) for section in step.injectors.values()):
                 return build_injectors(step.injectors)
-        return []
+        return [injector for step in self.config.steps.values() for injector in build_injectors(step.injectors)]
 
 
 def _writes(out: Any, key: str) -> bool:
