@@ -232,7 +232,7 @@ def test_a_wrong_number_of_channels_is_found_where_the_network_runs():
     run = dry_run(unproven(GAN, "networks.generator.in_nc=4", "networks.generator.additive_mode=not"))
     assert len(run.problems) == 1  # the discriminator's step reads what could not be written: not a fault of its own
     assert messages(run)[0].startswith(
-        f"{GAN}:44:12: steps.generator.injectors.gen: network 'generator' cannot work on its inputs"
+        f"{GAN}:45:12: steps.generator.injectors.gen: network 'generator' cannot work on its inputs"
     )
     assert "lq: float32 (8, 3, 32, 32)" in messages(run)[0]
     assert "expected input[8, 3, 32, 32] to have 4 channels, but got 3 channels" in messages(run)[0]
@@ -242,9 +242,9 @@ def test_all_problems_are_found_each_in_its_place():
     run = dry_run(unproven(GAN, "networks.discriminator.image_size=64", "steps.generator.losses.pix.real=lq"))
     places = [message.split(": ")[:2] for message in messages(run)]
     assert places == [
-        [f"{GAN}:46:12", "steps.generator.losses.pix"],
-        [f"{GAN}:48:9", "steps.generator.losses.gan"],
-        [f"{GAN}:62:9", "steps.discriminator.losses.gan"],
+        [f"{GAN}:47:12", "steps.generator.losses.pix"],
+        [f"{GAN}:49:9", "steps.generator.losses.gan"],
+        [f"{GAN}:63:9", "steps.discriminator.losses.gan"],
     ]
     assert "real 'lq' (8, 3, 32, 32) and fake 'gen' (8, 3, 128, 128)" in messages(run)[0]
     assert "built for 64x64 pictures and got 128x128" in messages(run)[1]

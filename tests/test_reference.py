@@ -95,7 +95,7 @@ def test_listings(capsys):
     assert "RRDBNet" in capsys.readouterr().out
     assert main(["list", "archs", "RRDBNet"]) == 0
     out = capsys.readouterr().out
-    assert "number of residual-in-residual blocks" in out
+    assert "zero_init_last" in out
     assert "23" in out
     assert main(["list", "sections", "train"]) == 0
     assert "niter" in capsys.readouterr().out

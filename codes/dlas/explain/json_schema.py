@@ -30,7 +30,7 @@ _NAMES: Mapping[tuple[type[Section], str], Registry] = {
     (StepConfig, "optimizer"): OPTIMIZERS,
     (EvalConfig, "metrics"): METRICS,
 }
-_OLDER = "A spelling of DL-Art-School's. It is translated; `dlas check` tells to what."
+_OLDER = "A spelling of DL-Art-School's; `dlas check` tells what becomes of it."
 
 
 def json_schema() -> Schema:
@@ -142,7 +142,11 @@ def _registry_of(cls: type[Section], option: Option) -> Registry | None:
 def _add_names(shape: Schema, registry: Registry) -> None:
     """Lets editors complete registered names. Whether others are refused is the business of the layer of names."""
     target = shape["items"] if shape.get("type") == "array" else shape
-    target["anyOf"] = [{"enum": _all_names(registry)}, {"type": target.pop("type")}]
+    kind = target.pop("type")
+    if registry is METRICS:  # there are no others
+        target["enum"] = _all_names(registry)
+    else:
+        target["anyOf"] = [{"enum": _all_names(registry)}, {"type": kind}]
 
 
 def _all_names(registry: Registry) -> list[str]:
@@ -243,8 +247,8 @@ def _pattern(key: str) -> str:
 
 
 def older_spellings() -> list[str]:
-    """Paths of all keys that are translated, or dropped because nothing depends on them; `*` stands for any name."""
-    return [key.path for key in KEYS if key.fate in ("translated", "dropped")]
+    """Paths of all keys that are translated, dropped, or refused unless they ask for nothing; `*` stands for any name."""
+    return [key.path for key in KEYS if key.fate in ("translated", "dropped", "refused")]
 
 
 def _section_at(holders: list[str]) -> type[Section] | None:

@@ -5,6 +5,7 @@ Written by hand, without a drawing library. Colours follow the reader's light or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
@@ -31,6 +32,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial,
 .small { font-size: 11.5px; } .head { font-size: 19px; font-weight: 600; } .title { font-size: 14.5px; font-weight: 600; }
 .strong { font-weight: 600; } .quiet { fill: #59636e; }
 .key { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, monospace; font-size: 12px; }
+.halo { paint-order: stroke; stroke: #f6f8fa; stroke-width: 6px; stroke-linejoin: round; }
 .page { fill: #ffffff; } .band { fill: #f6f8fa; stroke: #d1d9e0; } .box { fill: #ffffff; stroke: #afb8c1; }
 .data { fill: #ddf4ff; stroke: #54aeff; } .loss { fill: #ffebe9; stroke: #ff8182; } .metrics { fill: #dafbe1; stroke: #4ac26b; }
 .pill { fill: #eef1f4; stroke: #afb8c1; } .arrow { fill: none; stroke: #6e7781; stroke-width: 1.4; } .tip { fill: #6e7781; }
@@ -40,7 +42,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial,
 .n3 { fill: #1a7f37; stroke: #1a7f37; } .n4 { fill: #bf3989; stroke: #bf3989; } .n5 { fill: #0a7f86; stroke: #0a7f86; }
 .line { fill: none; stroke-width: 1.8; }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3; } .quiet { fill: #9198a1; } .page { fill: #0d1117; } .band { fill: #151b23; stroke: #3d444d; }
+text { fill: #e6edf3; } .halo { stroke: #151b23; } .quiet { fill: #9198a1; }
+.page { fill: #0d1117; } .band { fill: #151b23; stroke: #3d444d; }
 .box { fill: #212830; stroke: #656c76; } .data { fill: #10243e; stroke: #1f6feb; } .loss { fill: #3c1618; stroke: #da3633; }
 .metrics { fill: #12261e; stroke: #238636; } .pill { fill: #2a313c; stroke: #656c76; } .arrow { stroke: #9198a1; }
 .tip { fill: #9198a1; } .gate { fill: #e3b341; } .axis { stroke: #656c76; } .grid { stroke: #3d444d; }
@@ -226,17 +229,18 @@ def _draw_flow(canvas: _Canvas, flow: Flow, config: Config, top: float) -> float
     band_left = left + min(box.x for box in inner) - 16
     heads = [_band_head(band.title, band.gate, band.details) for band in flow.bands]
     band_right = max([left + drawing.width + 16, *(band_left + 16 + _head_width(head) + 16 for head in heads)])
-    for band, head, (upper, lower) in zip(flow.bands, heads, drawing.bands, strict=True):
-        canvas.open("band", band.name)
+    for upper, lower in drawing.bands:
         canvas.rect(band_left, top + upper, band_right - band_left, lower - upper, "band", 10)
-        x = band_left + 16
-        canvas.text(x, top + upper + 21, head[0], "strong")
-        if head[1]:
-            canvas.text(x + text_width(head[0], bold=True) + 14, top + upper + 21, head[1], "small gate")
-        canvas.text(x, top + upper + 39, head[2], "small quiet")
-        canvas.close()
     for points in drawing.arrows.values():
         canvas.path(_curve([(x + left, y + top) for x, y in points]), "arrow", tip=True)
+    for band, head, (upper, _) in zip(flow.bands, heads, drawing.bands, strict=True):  # over arrows from band to band
+        canvas.open("band", band.name)
+        x = band_left + 16
+        canvas.text(x, top + upper + 21, head[0], "strong halo")
+        if head[1]:
+            canvas.text(x + text_width(head[0], bold=True) + 14, top + upper + 21, head[1], "small gate halo")
+        canvas.text(x, top + upper + 39, head[2], "small quiet halo")
+        canvas.close()
     for node in flow.nodes():
         box = drawing.boxes[node.id]
         canvas.open("node", node.id)
@@ -352,8 +356,14 @@ def _bars(config: Config, step: str) -> list[tuple[str, Gate]]:
     for name, each in gated:
         gate = Gate(each.after, each.before, each.every)
         if gate or name in section.losses:
-            bars.append((name, gate))
+            bars.append((name, _both(whole, gate)))
     return bars[:_MOST_BARS]
+
+
+def _both(outer: Gate, inner: Gate) -> Gate:
+    """Open where both are open."""
+    ends = [end for end in (outer.before, inner.before) if end is not None]
+    return Gate(max(outer.after, inner.after), min(ends, default=None), math.lcm(outer.every, inner.every))
 
 
 def _draw_plot(
