@@ -38,6 +38,7 @@ class Box:
     height: float
     x: float = 0.0
     y: float = 0.0
+    column_right: float = 0.0  # right edge of the widest box of its column
     through: bool = False  # only a passage for a long arrow
 
     @property
@@ -69,7 +70,8 @@ class Drawing:
 
     Args:
         boxes: with places.
-        arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end.
+        arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end. Straight and
+            curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that one straight, ...
         bands: upper and lower edge of each band.
         width: of everything.
         height: of everything.
@@ -131,6 +133,7 @@ def _set_columns(found: Mapping[str, Box], spacing: Spacing) -> None:
         left += widths[layer] + spacing.columns
     for box in found.values():
         box.x = lefts[box.layer]
+        box.column_right = box.x + widths[box.layer]
         if box.through:
             box.width = widths[box.layer]
 
@@ -212,7 +215,7 @@ def _points(
     route: Sequence[str], found: Mapping[str, Box], routes: Mapping[tuple[str, str], Sequence[str]]
 ) -> list[tuple[float, float]]:
     start, end = found[route[0]], found[route[-1]]
-    points = [(start.right, start.middle)]
+    points = [(start.right, start.middle), (start.column_right, start.middle)]
     for name in route[1:-1]:
         passage = found[name]
         points += [(passage.x, passage.middle), (passage.right, passage.middle)]

@@ -40,7 +40,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial,
 .off { fill: #d0d7de; opacity: 0.45; } .on { fill: #6e7781; }
 .n0 { fill: #0969da; stroke: #0969da; } .n1 { fill: #bc4c00; stroke: #bc4c00; } .n2 { fill: #8250df; stroke: #8250df; }
 .n3 { fill: #1a7f37; stroke: #1a7f37; } .n4 { fill: #bf3989; stroke: #bf3989; } .n5 { fill: #0a7f86; stroke: #0a7f86; }
-.line { fill: none; stroke-width: 1.8; }
+.line { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 3; }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3; } .halo { stroke: #151b23; } .quiet { fill: #9198a1; }
 .page { fill: #0d1117; } .band { fill: #151b23; stroke: #3d444d; }
@@ -312,7 +312,7 @@ def _curve(points: Sequence[tuple[float, float]]) -> str:
     (x, y), *rest = points
     parts = [f"M{x:.1f},{y:.1f}"]
     for index, (next_x, next_y) in enumerate(rest):
-        if index % 2 == 1:  # straight through a column
+        if index % 2 == 0:  # straight through a column
             parts.append(f"L{next_x:.1f},{next_y:.1f}")
         else:
             middle = (x + next_x) / 2
@@ -373,7 +373,9 @@ def _draw_plot(
     step, length = rates[0].step, config.train.niter
     known = [each for each in rates if not each.unknown]
     canvas.text(x, y + 12, step, "strong")
-    canvas.text(x + text_width(step, bold=True) + 10, y + 12, rates[0].schedule, "small quiet")
+    groups = ", ".join(each.group for each in known if each.group)
+    subtitle = rates[0].schedule + (f"; dashed: {groups}" if groups else "")
+    canvas.text(x + text_width(step, bold=True) + 10, y + 12, _cut(subtitle, left + _PLOT_WIDTH - 60), "small quiet")
     plot_x, plot_y = x + left, y + 26
     bottom = plot_y + _PLOT_HEIGHT
     section = config.steps[step]
@@ -386,10 +388,8 @@ def _draw_plot(
         canvas.text(plot_x - 6, bottom + 3, "0", "small quiet", "end")
         colour = _colour(section.trained[0], config) if section.trained else "on"
         for each in known:
-            canvas.path(_line(each, plot_x, plot_y + 6, _PLOT_HEIGHT - 6, highest), f"{colour} line")
-            if each.group:
-                height = bottom - (_PLOT_HEIGHT - 6) * each.at(each.length // 2) / highest
-                canvas.text(plot_x + _PLOT_WIDTH / 2, height - 4, each.group, "small quiet", "middle")
+            style = f"{colour} line dashed" if each.group else f"{colour} line"
+            canvas.path(_line(each, plot_x, plot_y + 6, _PLOT_HEIGHT - 6, highest), style)
     for each in rates:
         if each.unknown and not each.group:
             canvas.text(plot_x + 8, plot_y + 24, _cut(each.unknown, _PLOT_WIDTH - 16), "small quiet")
