@@ -70,9 +70,12 @@ class Drawing:
 
     Args:
         boxes: with places.
-        arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end.
-        Straight and curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that one
-        straight, ... bands: upper and lower edge of each band. width: of everything. height: of everything.
+        arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end. Straight
+            and curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that one
+            straight, ...
+        bands: upper and lower edge of each band.
+        width: of everything.
+        height: of everything.
     """
 
     boxes: dict[str, Box]
