@@ -132,14 +132,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, options):
     process = start("train.py", "-opt", options, "--set", "steps.generator.losses.slow={type: toy_slow, weight: 1}")
     while "sleeping" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
-    began = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)  # the step itself would take a minute
     assert process.returncode == 130
     assert "newest checkpoint is intact" in err
-    assert time.monotonic() - began < 30
 
 
 def test_check_and_list_commands(options):

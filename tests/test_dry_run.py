@@ -203,11 +203,11 @@ def test_kinds_of_iterations_follow_the_gates(tmp_path):
 def test_no_memory_is_taken_for_a_network_of_published_size():
     """RRDB with 23 blocks on 16 crops of 128 x 128: its activations are 30 GB."""
     code = (
-        "import resource, sys, time, json; from dlas.config import load; from dlas.engine.dryrun import dry_run, DEVICES\n"
+        "import resource, sys, json; from dlas.config import load; from dlas.engine.dryrun import dry_run, DEVICES\n"
         f"config = load({str(QUICK_START)!r}, sys.argv[1:]); import dlas.archs.rrdb, dlas.engine.trainer\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "before, start = used(), time.process_time(); run = dry_run(config, DEVICES['h200'])\n"
-        "print(json.dumps([used() - before, time.process_time() - start, run.largest.peak.total, list(map(str, run.problems)),"
+        "before = used(); run = dry_run(config, DEVICES['h200'])\n"
+        "print(json.dumps([used() - before, run.largest.peak.total, list(map(str, run.problems)),"
         " [n.trainable for n in run.networks]]))"
     )
     overrides = [
@@ -217,12 +217,11 @@ def test_no_memory_is_taken_for_a_network_of_published_size():
     out = subprocess.run(
         [sys.executable, "-c", code, *overrides], capture_output=True, text=True, check=True, cwd=ROOT / "codes"
     )
-    taken, seconds, forecast, problems, parameters = json.loads(out.stdout)
+    taken, forecast, problems, parameters = json.loads(out.stdout)
     assert problems == []
     assert parameters == [16_697_987]
     assert forecast > 25e9
     assert taken < 150e6
-    assert seconds < 20
 
 
 # ----------------------------------------------------------------------------------------------------------- what it finds
