@@ -81,7 +81,7 @@ def test_a_failing_write_leaves_the_last_checkpoint_in_place(saved, monkeypatch)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     snapshot.step = 6
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save(path.parent, snapshot)
     assert checkpoint.newest(path.parent) == path
     assert (path.parent / "latest").read_text() == "5"

@@ -91,9 +91,9 @@ def test_a_wrong_file_ends_with_2_and_says_where(options):
 
 
 def test_a_failing_run_ends_with_1(options):
-    status, _, err = run("train.py", "-opt", options, "--set", "steps.generator.losses.pix.real=nothing")
+    status, _, err = run("train.py", "-opt", options, "--set", "networks.generator.dropout=2")
     assert status == 1
-    assert "the state key 'nothing' has not been written" in err
+    assert "network 'generator' cannot work on its inputs" in err
     assert "Traceback" not in err
 
 
@@ -132,14 +132,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, options):
     process = start("train.py", "-opt", options, "--set", "steps.generator.losses.slow={type: toy_slow, weight: 1}")
     while "sleeping" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
-    began = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)  # the step itself would take a minute
     assert process.returncode == 130
     assert "newest checkpoint is intact" in err
-    assert time.monotonic() - began < 30
 
 
 def test_check_and_list_commands(options):

@@ -111,7 +111,11 @@ def test_scalars_mean_what_they_say(text, value):
         ("niter: 2", "niter: 0", "file.yml:23:10: train.niter: expected a whole number of at least 1, found 0"),
         ("nf: 8", "nff: 8", "file.yml:11:5: networks.generator.nff: network 'RRDBNet' has no option 'nff'; did you mean 'nf'?"),
         ("nf: 8", "nf: 8.5", "file.yml:11:9: networks.generator.nf: expected a whole number of at least 1, found 8.5"),
-        ("RRDBNet", "RRDBnet", "file.yml:10:5: networks.generator: no network is called 'RRDBnet'; did you mean 'RRDBNet'?"),
+        (
+            "RRDBNet",
+            "RRDBnet",
+            "file.yml:10:20: networks.generator.which_model_G: no network is called 'RRDBnet'; did you mean 'RRDBNet'?",
+        ),
         ("weight: 1,", "", "file.yml:21:12: steps.generator.losses.pix: the key 'weight' is missing: factor in the step's sum"),
         (
             "criterion: l1",
@@ -121,7 +125,7 @@ def test_scalars_mean_what_they_say(text, value):
         (
             "training: generator",
             "training: generatr",
-            "file.yml:16:5: steps.generator.training: no network is called 'generatr'; did you mean 'generator'?",
+            "file.yml:16:15: steps.generator.training: no network is called 'generatr'; did you mean 'generator'?",
         ),
         (
             "generator: generator,",
@@ -131,7 +135,7 @@ def test_scalars_mean_what_they_say(text, value):
         (
             "scale: 2",
             "precision: bf32",
-            "precision: expected one of fp32, bf16, fp16, found the text 'bf32'",
+            "precision: expected one of fp32, bf16, fp16, auto, found the text 'bf32'",
         ),
         (
             "scale: 2",
@@ -224,6 +228,7 @@ use_tb_logger: false
 wandb: false
 datasets:
   train: {mode: builtin_photos, batch_size: 2, target_size: 32}
+  val: {mode: builtin_photos}
 networks:
   generator: {type: generator, which_model_G: RRDBNet, nf: 8, nb: 1, blocks_per_checkpoint: 3}
 path:
@@ -272,7 +277,7 @@ def test_an_older_spelling_beside_the_new_one_is_an_error(write):
 
 
 def test_values_that_upstream_gave_a_meaning_we_lack_are_refused(write):
-    assert any("wandb: unknown key" in each for each in errors(write(OLDER.replace("wandb: false", "wandb: true"))))
+    assert any("wandb: true is not supported" in each for each in errors(write(OLDER.replace("wandb: false", "wandb: true"))))
     assert any("one GPU number" in each for each in errors(write(OLDER.replace("[0]", "[0, 1]"))))
 
 

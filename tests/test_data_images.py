@@ -319,3 +319,21 @@ def test_a_missing_package_or_file_is_named(monkeypatch):
     monkeypatch.setattr(photographs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"scikit-learn.*pip install scikit-learn"):
         locate(photographs.Photograph("sklearn", "datasets/images/china.jpg"))
+
+
+def test_input_images_are_given_as_they_are_and_cannot_be_trained_on(folder):
+    options = {"mode": "input_images", "dataroot": str(folder)}
+    dataset = create_dataset(options, phase="val", name="mine")
+    items = list(evaluation_items(dataset))
+    assert [item["name"][0] for item in items] == ["0", "1", "2", "3", "4"]
+    assert items[3]["lq"][0].equal(to_tensor(read_image(folder / "3.png")))
+    assert "hq" not in items[0]
+    (folder / "9.png").write_bytes(b"no image")
+    with pytest.raises(BadSample, match=r"9\.png"):
+        list(evaluation_items(create_dataset(options, phase="val", name="mine")))
+    bad: dict[str, str] = {}
+    left = list(evaluation_items(create_dataset({**options, "on_bad_file": "skip"}, phase="val", name="mine"), bad))
+    assert len(left) == 5
+    assert list(bad) == [str(folder / "9.png")]
+    with pytest.raises(ConfigurationError, match="no true pictures"):
+        create_dataset(options, phase="train", name="train")

@@ -60,6 +60,7 @@ steps:
       gen: {type: generator, generator: generator, in: lq_noisy, out: gen}
       aim: {type: generator, generator: teacher, in: lq, out: taught, before: 50}
       patches: {type: image_patch, in: gen, out: patch, patch_size: 4}
+      level: {type: scheduled_scalar, out: amount, scheduler: {type: fixed, weight: 0.1}}
       each: {type: for_each, subtype: add_noise, scale: amount, in: patch, out: parts}
     losses:
       pix: {type: pix, criterion: l1, weight: 1, real: hq, fake: gen}
@@ -109,7 +110,7 @@ def test_the_flow_knows_who_reads_what_from_whom(many):
     flow = training_flow(many)
     nodes = {node.id: node for node in flow.nodes()}
     assert [band.name for band in flow.bands] == ["judging", "making"]
-    assert set(flow.data.writes) == {"lq", "hq", "amount"}  # what nobody writes can only come with the data
+    assert set(flow.data.writes) == {"lq", "hq"}  # what nobody writes can only come with the data
     assert "making/clean" not in nodes  # runs in evaluation only
     assert nodes["making/patches"].writes == (
         "patch", "patch_top_left", "patch_top_right", "patch_bottom_left", "patch_bottom_right",
@@ -125,7 +126,7 @@ def test_the_flow_knows_who_reads_what_from_whom(many):
 
 def test_validation_takes_the_injectors_that_the_evaluator_takes(many, tmp_path):
     flow = validation_flow(many)
-    assert [node.name for node in flow.bands[0].nodes] == ["clean", "gen", "aim", "patches", "each", "metrics"]
+    assert [node.name for node in flow.bands[0].nodes] == ["clean", "gen", "aim", "patches", "level", "each", "metrics"]
     assert flow.data.name == "val and other_pictures"
     own = configure(tmp_path, MANY, "eval.injectors={up: {type: resize, in: lq, out: gen, scale: 2}}")
     assert [node.name for node in validation_flow(own).bands[0].nodes] == ["up", "metrics"]
@@ -431,7 +432,8 @@ def test_the_command_prints_words_or_mermaid_and_takes_overrides(capsys, tmp_pat
 
 def test_a_file_for_testing_is_explained_too(tmp_path, capsys):
     file = str(ROOT / "options/eval.yml")
-    given = ["--set", "path.run=null", "--set", "networks.n.which_model=RRDBNet"]
+    given = ["--set", "path.run=null", "--set", "networks.n.which_model=RRDBNet",
+             "--set", "eval.injectors={gen: {type: generator, generator: n, in: lq, out: gen}}"]  # fmt: skip
     assert main(["explain", "-opt", file, "--mode", "test", *given, "-o", str(tmp_path / "e.svg")]) == 0
     words = capsys.readouterr().out
     assert "tests trained networks" in words

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import toys
+from dlas.engine import precision as precision_module
+from dlas.engine.precision import Precision
 from dlas.engine.trainer import Trainer
 from dlas.errors import ConfigurationError, TrainingError
 from runs import assert_same_tensors, batches, configure, rows, trainer
@@ -162,15 +164,17 @@ def test_what_a_step_wrote_reaches_the_next_one_detached(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("part", "name", "option", "key", "message"),
     [
-        ("steps.generator.injectors.gen.in=nothing", "the state key 'nothing' has not been written; there are: hq, lq"),
-        ("steps.generator.injectors.gen.out=hq", "injector 'gen' writes the state key 'hq', which is there already"),
-        ("steps.generator.losses.pix.fake=noisy", "no loss that is on depends on a parameter of generator"),
+        ("injectors", "gen", "in", "nothing", "the state key 'nothing' has not been written; there are: hq, lq"),
+        ("injectors", "gen", "out", "hq", "injector 'gen' writes the state key 'hq', which is there already"),
+        ("losses", "pix", "fake", "noisy", "no loss that is on depends on a parameter of generator"),
     ],
 )
-def test_wiring_faults_name_the_key(tmp_path, override, message):
-    run = trainer(tmp_path, toys.PSNR.replace("lq, out: noisy, train", "hq, out: noisy, train"), override)
+def test_wiring_faults_that_no_check_could_see_name_the_key(tmp_path, part, name, option, key, message):
+    config = configure(tmp_path, toys.PSNR.replace("lq, out: noisy, train", "hq, out: noisy, train"))
+    getattr(config.steps["generator"], part)[name].options[option] = key
+    run = Trainer(config)
     with pytest.raises(TrainingError, match=message):
         run.iterate(batches(run, 1)[0])
 
@@ -185,6 +189,12 @@ def test_precisions_train_and_only_fp16_scales(tmp_path, precision, layout):
     assert all(p.dtype == torch.float32 for network in run.networks.values() for p in network.parameters())
     if layout == "channels_last":
         assert run.networks["generator"].last.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("bf16", "device", "chosen"), [(True, "cpu", "bf16"), (False, "cpu", "fp32"), (False, "cuda", "fp16")])
+def test_automatic_precision_takes_what_the_device_is_fast_at(monkeypatch, bf16, device, chosen):
+    monkeypatch.setattr(precision_module, "has_bf16", lambda _: bf16)
+    assert Precision("auto", torch.device(device)).name == chosen
 
 
 def test_clipping_bounds_the_norm_over_all_parameters(tmp_path):
@@ -202,6 +212,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
                   "train.lr_scheme={type: constant}")  # fmt: skip
     with pytest.raises(TrainingError, match=r"not finite within the 2 steps up to \d+: generator/pix"):
         run.run()
+    assert "ERROR not finite within the 2 steps" in (tmp_path / "toy/train.log").read_text()
+
+
+def test_an_older_run_is_set_aside_only_when_the_new_one_can_start(tmp_path):
+    trainer(tmp_path, toys.PSNR, "train.niter=2").run()
+    with pytest.raises(ConfigurationError):
+        Trainer(configure(tmp_path, toys.PSNR, "train.mega_batch_factor=5"), resume="never")
+    assert (tmp_path / "toy/checkpoints/2").is_dir()
 
 
 def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):
@@ -218,7 +236,7 @@ def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):
     assert figures[True] != figures[False]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_at_a_step_boundary_after_saving(tmp_path, monkeypatch, number):
     interrupt_after(monkeypatch, 5, number)
     result = trainer(tmp_path, toys.PSNR).run()
@@ -290,3 +308,14 @@ def test_going_back_to_an_older_checkpoint_rewrites_what_came_after(tmp_path):
     trainer(tmp_path, toys.PSNR, f"path.resume_state={tmp_path}/toy/checkpoints/3").run()
     assert_same_tensors(last, tmp_path / "toy/checkpoints/8")
     assert [row["step"] for row in rows(tmp_path / "toy", "train")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("option", ["grad: false", "no_grad: true"])
+def test_a_network_that_ran_without_gradients_still_gets_them_later_in_the_step(tmp_path, option):
+    """Autocast keeps weights that it has cast; those cast without gradients must not be reused."""
+    first = "      peek: {type: generator, generator: generator, in: lq, out: peek, " + option + "}\n      gen: {"
+    text = toys.GAN.replace("      gen: {", first)
+    run = trainer(tmp_path, text, "precision=bf16")
+    before = weights(run.networks["generator"])
+    run.iterate(batches(run, 1)[0])
+    assert not any(torch.equal(value, before[key]) for key, value in run.networks["generator"].named_parameters())

@@ -197,12 +197,15 @@ SCHEDULES = Registry("schedule", "SCHEDULES", "dlas.optim")
 REGISTRIES = (ARCHS, INJECTORS, LOSSES, DATASETS, METRICS, OPTIMIZERS, SCHEDULES)
 
 
-def load_plugin(reference: str, base: Path) -> None:
+def load_plugin(reference: str, base: Path) -> str:
     """Makes the components of a user's file, folder or installed module available.
 
     Args:
         reference: a path (relative to `base`) of a .py file or a folder of them, or a dotted module name.
         base: folder of the YAML file that names the plug-in.
+
+    Returns:
+        The reference in a form that does not depend on `base`: it goes into the resolved file, which lies elsewhere.
 
     Raises:
         ConfigurationError: there is nothing at `reference`, or the file is not valid Python.
@@ -218,6 +221,7 @@ def load_plugin(reference: str, base: Path) -> None:
         for registry in REGISTRIES:
             registry._scan()
             registry.add_source(file, source)
+    return str(path.resolve()) if path.exists() else reference
 
 
 def _module_files(module: str, base: Path) -> list[tuple[Path, str]]:
@@ -249,12 +253,29 @@ def _import(source: str) -> ModuleType:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            del sys.modules[name]
+            raise ConfigurationError(f"plugin {source} cannot be imported: {error}") from error
+        except BaseException:
+            del sys.modules[name]
+            raise
     return sys.modules[name]
 
 
+def entry_of_class(kind: str, name: str, path: Path) -> Entry | None:
+    """What the source text of a class that is not registered says of its options; None if it is not in the file."""
+    classes = {n.name: n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)}
+    parameters, accepts_any = _parameters(classes[name], classes) if name in classes else (None, False)
+    return None if parameters is None else Entry(kind, name, str(path), name, parameters, accepts_any)
+
+
 def _entries_of_file(path: Path, source: str, kind: str, symbol: str) -> list[Entry]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if f"{symbol}.register(" not in text:
         return []
     try:
@@ -266,7 +287,7 @@ def _entries_of_file(path: Path, source: str, kind: str, symbol: str) -> list[En
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
-        for names in _registered_names(node, symbol):
+        for names in _registered_names(node, symbol, path):
             parameters, accepts_any = _parameters(node, classes)
             if parameters is None:  # the signature is inherited from another file
                 entries.append(_entry_of_object(kind, names[0], names[1:], getattr(_import(source), node.name), source))
@@ -276,7 +297,7 @@ def _entries_of_file(path: Path, source: str, kind: str, symbol: str) -> list[En
     return entries
 
 
-def _registered_names(node: ast.ClassDef | ast.FunctionDef, symbol: str) -> Iterable[list[str]]:
+def _registered_names(node: ast.ClassDef | ast.FunctionDef, symbol: str, path: Path) -> Iterable[list[str]]:
     for decorator in node.decorator_list:
         if (
             isinstance(decorator, ast.Call)
@@ -285,7 +306,12 @@ def _registered_names(node: ast.ClassDef | ast.FunctionDef, symbol: str) -> Iter
             and isinstance(decorator.func.value, ast.Name)
             and decorator.func.value.id == symbol
         ):
-            yield [ast.literal_eval(argument) for argument in decorator.args]
+            try:
+                yield [ast.literal_eval(argument) for argument in decorator.args]
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"{path}:{decorator.lineno}: {symbol}.register takes literal texts, since it is read and not run"
+                ) from error
 
 
 def _literal_attributes(node: ast.ClassDef | ast.FunctionDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ NOT_BUILT_YET = {
     "sr/manifest_dlas_dvae*": "vector-quantised autoencoders",
     "sr/golden_dvae*": "vector-quantised autoencoders",
     "sr/golden_vqvae*": "vector-quantised autoencoders",
-    "sr/golden_translational_*": "translational losses",
     "tortoise/golden_autoregressive*": "speech: autoregressive model",
     "tortoise/manifest_autoregressive*": "speech: autoregressive model",
     "tortoise/golden_classifier*": "speech: classifier",

@@ -7,7 +7,9 @@ only by the commands that need it, when they run.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,21 +18,26 @@ from dlas.errors import UserError
 EXIT_CODES = (
     "exit status: 0 done; 1 the run failed; 2 the file or the arguments are wrong; 128+n stopped by signal n after saving"
 )
+# What files and disks can do to any program: a message tells it, and no traceback is needed.
+_OF_THE_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG),
+)
 COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
     "list": "list what is registered, or the options of one name",
-    "reference": "write the generated documentation and the schema for editors",
+    "convert-config": "convert an option file of BasicSR or traiNNer-redux",
+    "reference": "write the reference pages and the JSON schema of option files",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`dlas` and `python -m dlas`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    longest = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:<{longest}} {words}" for name, words in COMMANDS.items())
+    listing = "\n".join(f"  {name:<15} {words}" for name, words in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="dlas",
         usage="dlas COMMAND ...",
@@ -53,7 +60,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, program: str | Non
     Returns:
         The exit status. Errors meant for the user become a message; faults of the program keep their traceback.
     """
-    command = importlib.import_module(f"dlas.cli.{name}")
+    command = importlib.import_module(f"dlas.cli.{name.replace('-', '_')}")
     words = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=program or f"dlas {name}", description=f"{words[0].upper()}{words[1:]}.", epilog=EXIT_CODES
@@ -66,8 +73,16 @@ def run_command(name: str, argv: Sequence[str] | None = None, program: str | Non
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped at once by a second Ctrl-C; the newest checkpoint is intact", file=sys.stderr)
+        print("stopped at once; the newest checkpoint is intact", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, for instance `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return 0
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; what was complete before is intact", file=sys.stderr)
+        return 1
     return status
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from dlas.config.announced import settle
 from dlas.config.build import build, to_plain
-from dlas.config.legacy import translate
+from dlas.config.legacy import is_for_testing, translate
 from dlas.config.load import read_tree
 from dlas.config.problems import Problem, in_order
 from dlas.config.schema import Config
@@ -18,20 +19,21 @@ from dlas.config.source import MarkedDict
 from dlas.config.typespec import Cursor
 from dlas.config.wiring import check_wiring
 from dlas.errors import ConfigurationError
-from dlas.registry import load_plugin
+from dlas.registry import load_plugin, nearest
 
 __all__ = ["Config", "Problem", "check", "load", "to_plain"]
 
 Mode = Literal["train", "test"]
 
 
-def check(path: str | Path, overrides: Sequence[str] = (), mode: Mode = "train") -> list[Problem]:
+def check(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = None) -> list[Problem]:
     """Everything that is wrong with a file, and notices of translated spellings, in the order of its lines.
 
     Args:
         path: the YAML file.
         overrides: `a.b.c=value` texts, applied on top of the file.
-        mode: what the file is for; a file for `test` needs no training part.
+        mode: what the file is for; a file for `test` needs no training part. By default `train`, but `test` for a file of
+            DL-Art-School in which nothing could be trained.
     """
     return _load(Path(path), overrides, mode)[1]
 
@@ -51,36 +53,56 @@ def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode = "train") 
     return config
 
 
-def _load(path: Path, overrides: Sequence[str], mode: Mode) -> tuple[Config | None, list[Problem]]:
-    tree, problems = read_tree(path, overrides, mode)
+def _load(path: Path, overrides: Sequence[str], wanted: Mode | None) -> tuple[Config | None, list[Problem]]:
+    read = read_tree(path, overrides, wanted or "train")
+    tree = read.tree
     if tree is None:
-        return None, in_order(problems)
-    cursor = Cursor(tree.mark, "", problems)
-    translate(tree, cursor)
-    plugins = tree.get("plugins")
-    plugins = plugins if isinstance(plugins, list) else []
+        return None, in_order(read.problems)
+    cursor = Cursor(tree.mark, "", read.problems)
+    mode: Mode = wanted or ("test" if is_for_testing(tree) else "train")
+    translate(tree, cursor, mode)
+    complete = read.complete & _load_plugins(tree, cursor, path)
+    config = build(tree, cursor, complete)
+    if complete:
+        _check_complete(tree, cursor, mode)
+    check_wiring(config, cursor.problems, training=mode == "train", complete=complete)
+    return config, in_order(settle(cursor.problems))
+
+
+def _load_plugins(tree: MarkedDict, cursor: Cursor, path: Path) -> bool:
+    """Registers what the file's plug-ins define; False if one cannot be read, so that names of its components are not known."""
+    given = tree.get("plugins")
+    plugins = given if isinstance(given, list) else []
+    complete = True
     for position, plugin in enumerate(plugins):
+        if not isinstance(plugin, str) or not plugin:
+            continue  # the schema says so
+        place = cursor.value(tree, "plugins").item(plugins, position)
         try:
-            load_plugin(str(plugin), path.parent)
+            plugins[position] = load_plugin(plugin, path.parent)  # the resolved file must find it from anywhere
         except ConfigurationError as error:
-            cursor.value(tree, "plugins").item(plugins, position).note(str(error))
-    config = build(tree, cursor)
-    _check_complete(tree, cursor, mode)
-    check_wiring(config, cursor, training=mode == "train")
-    return config, in_order(problems)
+            place.note(str(error))
+        except Exception as error:  # whatever a foreign file does when it must be imported to know a signature
+            place.note(f"plugin '{plugin}' cannot be read: {type(error).__name__}: {error}")
+        else:
+            continue
+        complete = False
+    return complete
 
 
 def _check_complete(tree: MarkedDict, cursor: Cursor, mode: Mode) -> None:
-    datasets = tree.get("datasets")
-    names = list(datasets) if isinstance(datasets, dict) else []
+    datasets, networks = tree.get("datasets", {}), tree.get("networks", {})
+    named = list(datasets) if isinstance(datasets, dict) else None  # None: the schema has refused the section
     if mode == "train":
-        if "train" not in names:
-            cursor.note("there is no data set to train on", "add 'train:' under 'datasets:'")
-        if not tree.get("steps"):
+        if named is not None and "train" not in named:
+            close = nearest("train", named)
+            fix = f"call '{close}' 'train'" if close else "add 'train:' under 'datasets:'"
+            cursor.note("there is no data set to train on", fix)
+        if tree.get("steps", {}) == {}:
             cursor.note("there are no steps, so nothing would be trained", "add 'steps:'")
-        if not tree.get("train"):
+        if tree.get("train") is None:
             cursor.note("the section 'train' is missing", "add 'train:' with at least 'niter:'")
-    elif not [name for name in names if name != "train"]:
+    elif named is not None and not [name for name in named if name != "train"]:
         cursor.note("there is no data set to test on", "add one under 'datasets:' (any name but 'train')")
-    if not tree.get("networks"):
+    if networks == {}:
         cursor.note("there are no networks", "add 'networks:'" + (" or 'path.run'" if mode == "test" else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,69 @@ from dlas.config.source import Mark, MarkedDict, MarkedList, parse_yaml, read_ya
 _FROM_RUN = ("scale", "plugins", "precision", "memory_format", "networks", "steps", "eval")
 
 
-def read_tree(path: Path, overrides: Sequence[str], mode: str) -> tuple[MarkedDict | None, list[Problem]]:
-    """The merged tree of a file, or None if it cannot be read, and the problems on the way."""
-    tree, problems = _with_includes(path, ())
-    if tree is None:
-        return None, problems
+@dataclass
+class Read:
+    """What a file gave.
+
+    Args:
+        tree: the merged tree, or None if the file itself cannot be read.
+        problems: what was wrong on the way.
+        complete: False where a part could not be read, so that what is missing may stand there.
+    """
+
+    tree: MarkedDict | None
+    problems: list[Problem] = field(default_factory=list)
+    complete: bool = True
+
+
+def read_tree(path: Path, overrides: Sequence[str], mode: str) -> Read:
+    """The merged tree of a file, with what it includes, what the command line overrides, and for testing what its run says."""
+    read = _with_includes(path, ())
+    if read.tree is None:
+        return read
     for text in overrides:
-        problems += _override(tree, text)
+        read.problems += _override(read.tree, text)
     if mode == "test":
-        problems += _take_from_run(tree)
-    return tree, problems
+        problems = _take_from_run(read.tree)
+        read.problems += problems
+        read.complete &= not problems
+    return read
 
 
-def _with_includes(path: Path, chain: tuple[Path, ...]) -> tuple[MarkedDict | None, list[Problem]]:
+def _with_includes(path: Path, chain: tuple[Path, ...]) -> Read:
     tree, problems = read_yaml(path)
     if not isinstance(tree, MarkedDict):
-        if tree is not None:
-            problems.append(Problem(Mark(str(path), 1, 1), "", "expected a mapping of keys at the top of the file"))
-        return None, problems
+        if not problems:
+            problems = [Problem(Mark(str(path), 1, 1), "", "expected a mapping of keys at the top of the file")]
+        return Read(None, problems, False)
+    read = Read(tree, problems)
     if "include" not in tree:
-        return tree, problems
+        return read
     names, _, place = tree.take("include")
-    for name in names if isinstance(names, list) else [names]:
-        if not isinstance(name, str):
-            problems.append(Problem(place, "include", "expected the path of a file, or a list of them"))
-            continue
-        included = (path.parent / name).resolve()
-        if included in chain or included == path.resolve():
-            problems.append(Problem(place, "include", f"{name} includes itself"))
-            continue
-        shared, further = _with_includes(included, (*chain, path.resolve()))
-        if shared is None and not included.exists():
-            further = [Problem(place, "include", f"there is no file {included}", "paths are relative to this file")]
-        problems += further
-        if shared is not None:
-            _merge_under(tree, shared)
-    return tree, problems
+    places = getattr(names, "marks", [place])
+    for name, mark in zip(names if isinstance(names, list) else [names], places, strict=True):
+        further = _include(name, mark, path, chain)
+        read.problems += further.problems
+        read.complete &= further.complete
+        if further.tree is not None:
+            _merge_under(tree, further.tree)
+    return read
+
+
+def _include(name: Any, mark: Mark, path: Path, chain: tuple[Path, ...]) -> Read:
+    if not isinstance(name, str) or not name:
+        what = "expected the path of a file, or a list of them"
+        return Read(None, [Problem(mark, "include", what, "for instance 'include: shared.yml'")], False)
+    try:
+        file = (path.parent / name).resolve()
+        found = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, or with a character that no path has
+        return Read(None, [Problem(mark, "include", f"this is no path: {error}")], False)
+    if not found:
+        return Read(None, [Problem(mark, "include", f"there is no file {file}", "paths are relative to this file")], False)
+    if file in chain or file == path.resolve():
+        return Read(None, [Problem(mark, "include", f"{name} includes itself", "remove one of the two includes")], False)
+    return _with_includes(file, (*chain, path.resolve()))
 
 
 def _merge_under(tree: MarkedDict, base: MarkedDict) -> None:
@@ -67,16 +95,19 @@ def _override(tree: MarkedDict, text: str) -> list[Problem]:
         return [Problem(mark, "", "expected key=value", "for instance --set train.niter=100")]
     value, problems = parse_yaml(value_text, mark.file)
     if problems:
-        return [Problem(mark, path, problem.message) for problem in problems]
+        return [Problem(mark, path, problem.message, problem.fix) for problem in problems]
     if isinstance(value, MarkedDict) and not value_text.strip().startswith("{"):
         value = None  # an empty text
     keys = path.split(".")
+    if "" in keys:
+        return [Problem(mark, path, "expected key=value", "for instance --set train.niter=100")]
     holder: Any = tree
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
         if isinstance(holder, MarkedList):
             if not key.isdigit() or int(key) >= len(holder):
-                return [Problem(mark, path, f"'{key}' is not a position in a list of {len(holder)}")]
+                what = f"'{key}' is not a position in a list of {len(holder)}"
+                return [Problem(mark, path, what, "positions count from 0")]
             if last:
                 holder[int(key)], holder.marks[int(key)] = value, mark
             holder = holder[int(key)]
@@ -87,7 +118,8 @@ def _override(tree: MarkedDict, text: str) -> list[Problem]:
                 holder.put(key, MarkedDict(mark), mark)
             holder = holder[key]
         else:
-            return [Problem(mark, path, f"'{'.'.join(keys[:position])}' holds a value, not further keys")]
+            holds = f"'{'.'.join(keys[:position])}' holds a value, not further keys"
+            return [Problem(mark, path, holds, "leave out what follows it")]
     return []
 
 
@@ -97,7 +129,11 @@ def _take_from_run(tree: MarkedDict) -> list[Problem]:
         return []
     place = section.value_marks["run"]
     file = Path(section["run"]) / "config.resolved.yml"
-    if not file.is_file():
+    try:
+        found = file.is_file()
+    except (OSError, ValueError):  # longer than any path can be
+        found = False
+    if not found:
         return [Problem(place, "path.run", f"there is no run at {section['run']} ({file} is missing)", "train it first")]
     run, problems = read_yaml(file)
     if not isinstance(run, MarkedDict):

@@ -7,12 +7,15 @@ the component's own options come from its signature and are kept in `options`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from dlas.config.problems import Problem
-from dlas.config.source import Mark
+from dlas.config.source import Mark, MarkedDict
 from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES, SCHEDULES, Registry
 from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+MetricName: TypeAlias = str
+"""Name of a registered metric."""
 
 
 def opt(default: Any, doc: str) -> Any:
@@ -29,10 +32,19 @@ def req(doc: str) -> Any:
 
 @dataclass(kw_only=True)
 class Section:
-    """Part of a configuration. `mark` and `yaml_path` tell where it was written."""
+    """Part of a configuration.
+
+    `mark` and `yaml_path` tell where it was written; `given` holds what was written, as it was, with the place of each key and
+    value: own keys under their documented name, options of a component beside them. `damaged` sections have keys that are not
+    known, or values that could not be used and are None here.
+    """
 
     mark: Mark = field(default=Mark(""), repr=False, compare=False, metadata={"internal": True})
     yaml_path: str = field(default="", repr=False, compare=False, metadata={"internal": True})
+    damaged: bool = field(default=False, repr=False, compare=False, metadata={"internal": True})
+    given: MarkedDict = field(
+        default_factory=lambda: MarkedDict(Mark("")), repr=False, compare=False, metadata={"internal": True}
+    )
 
 
 @dataclass(kw_only=True)
@@ -168,7 +180,7 @@ class EvalConfig(Section):
     target_state: str = opt("hq", "state key of the true picture")
     input_state: str = opt("lq", "state key of the input picture, for the baseline and the comparison sheets")
     injectors: dict[str, InjectorConfig] = opt({}, "run instead of the steps' injectors")
-    metrics: list[str] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
+    metrics: list[MetricName] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
     use_ema: bool = opt(True, "evaluate the averaged weights where there are any")
@@ -207,7 +219,9 @@ class Config(Section):
     scale: PositiveInt = opt(1, "super-resolution factor; given to data sets and networks that take one and are not told")
     seed: NonNegativeInt = opt(0, "all randomness is a function of this, the step and the sample")
     device: str = opt("auto", "auto (CUDA or ROCm, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "bf16", "fp16"] = opt("fp32", "automatic mixed precision; fp16 uses a gradient scaler")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = opt(
+        "fp32", "automatic mixed precision; auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
+    )
     memory_format: Literal["contiguous", "channels_last"] = opt("contiguous", "memory layout of networks and images")
     deterministic: bool = opt(False, "refuse operations that give different bits in another run")
     tf32: bool = opt(True, "TensorFloat-32 for float32 products on GPUs that have it")

@@ -7,6 +7,7 @@ twelve; a duplicate key is an error; no tag can build a Python object.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +58,15 @@ class MarkedList(list[Any]):
         self.marks: list[Mark] = []
 
 
+class _Unreadable:
+    def __repr__(self) -> str:
+        return "<unreadable>"
+
+
+UNREADABLE: Any = _Unreadable()
+"""Stands for a value that could not be read; the problem has been noted."""
+
+
 def plain(value: Any) -> Any:
     """The same value in ordinary dicts and lists."""
     if isinstance(value, dict):
@@ -64,6 +74,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     return value
+
+
+MAX_BYTES = 1 << 22
+"""A larger file is surely not a configuration (and would take minutes to read)."""
+
+MAX_NODES = 100_000
+"""Aliases can make a small text into a huge tree; this ends it."""
+
+MAX_DEPTH = 100
+"""Deepest nesting that is read."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -99,25 +119,68 @@ def parse_yaml(text: str, name: str) -> tuple[Any, list[Problem]]:
         place = error.problem_mark or error.context_mark
         mark = Mark(name, place.line + 1, place.column + 1) if place else Mark(name)
         what = " ".join(filter(None, [error.context, error.problem]))
-        return None, [Problem(mark, "", f"not valid YAML: {what}")]
+        return None, [Problem(mark, "", f"not valid YAML: {what}", _syntax_fix(text, error))]
     except yaml.YAMLError as error:  # for instance a character that YAML forbids
         return None, [Problem(Mark(name), "", f"not valid YAML: {' '.join(str(error).split())}")]
+    except RecursionError:
+        return None, [_too_deep(Mark(name, 1, 1))]
     if node is None:
         return MarkedDict(Mark(name, 1, 1)), []
     builder = _Builder(name, loader)
-    return builder.value(node, ""), builder.problems
+    try:
+        return builder.value(node, ""), builder.problems
+    except _TooLarge as error:
+        return None, [error.problem]
+
+
+def _syntax_fix(text: str, error: yaml.MarkedYAMLError) -> str:
+    place = error.problem_mark
+    lines = text.splitlines()
+    line = lines[place.line] if place is not None and place.line < len(lines) else ""
+    before = lines[place.line - 1] if place is not None and 0 < place.line <= len(lines) else ""
+    what = error.problem or ""
+    if "\\t" in what or "\t" in line[: len(line) - len(line.lstrip())]:
+        return "indent with spaces; YAML allows no tabs there"
+    for candidate in (line, before):
+        glued = re.match(r"\s*([\w.]+):([^\s:]\S*)\s*$", candidate)
+        if glued and ("expected ':'" in what or "mapping values" in what):
+            return f"put a space after the colon: '{glued[1]}: {glued[2]}'"
+    if "mapping values are not allowed" in what:
+        return "check the indentation, or quote a value that contains ': '"
+    if "alias" in what and "undefined" in what:
+        return "quote a value that begins with '*'"
+    if "expected ',' or" in what:
+        return "a comma or a closing bracket is missing"
+    if "expected <block end>" in what:
+        return "keys of one section must be indented alike"
+    if "but found another document" in what:
+        return "remove the line '---'"
+    return ""
+
+
+def _too_deep(mark: Mark) -> Problem:
+    return Problem(mark, "", f"nested more than {MAX_DEPTH} levels deep, which no configuration needs")
+
+
+class _TooLarge(Exception):  # noqa: N818  # never leaves this module
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
 
 
 def read_yaml(path: Path) -> tuple[Any, list[Problem]]:
     """Parses a YAML file; an unreadable file is a problem too."""
     name = str(path)
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            what = f"has {size / 1e6:.0f} MB; a configuration has a few kilobytes"
+            return None, [Problem(Mark(name), "", what, "check the path given to -opt or include")]
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None, [Problem(Mark(name), "", "there is no such file; check the path given to -opt or include")]
     except IsADirectoryError:
         return None, [Problem(Mark(name), "", "this is a folder; give the path of a .yml file")]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         return None, [Problem(Mark(name), "", f"cannot be read as UTF-8 text: {error}")]
     return parse_yaml(text, name)
 
@@ -128,52 +191,79 @@ class _Builder:
         self.loader = loader
         self.problems: list[Problem] = []
         self.open: list[yaml.Node] = []  # the collections that the current node stands in
+        self.count = 0
+        self.seen: set[int] = set()
 
     def value(self, node: yaml.Node, path: str) -> Any:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise _TooLarge(Problem(self._mark(node), path, f"the file has more than {MAX_NODES} values, aliases followed"))
+        if len(self.open) > MAX_DEPTH:
+            raise _TooLarge(_too_deep(self._mark(node)))
         if node in self.open:
-            self.problems.append(Problem(self._mark(node), path, "this anchor contains itself"))
-            return None
+            self.problems.append(Problem(self._mark(node), path, "this anchor contains itself", "write the value out"))
+            return UNREADABLE
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             self.problems.append(Problem(self._mark(node), path, f"the tag {node.tag} is not allowed", "remove it"))
         self.open.append(node)
-        result = self._collection(node, path)
+        result = self._mapping(node, path) if isinstance(node, yaml.MappingNode) else self._sequence(node, path)
         self.open.pop()
         return result
 
-    def _collection(self, node: yaml.Node, path: str) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path)
+    def _sequence(self, node: yaml.Node, path: str) -> MarkedList:
         result = MarkedList(self._mark(node))
         for position, item in enumerate(node.value):
             result.append(self.value(item, f"{path}[{position}]"))
             result.marks.append(self._mark(item))
         return result
 
-    def _scalar(self, node: yaml.Node, path: str) -> Any:
-        if node.tag == "tag:yaml.org,2002:int":
-            return int(str(node.value).replace("_", ""), 10)
+    def _scalar(self, node: yaml.ScalarNode, path: str) -> Any:
+        whole = node.tag == "tag:yaml.org,2002:int"
+        construct: Callable[[Any], Any] = self._whole if whole else self.loader.construct_object
         try:
-            return self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            reason = getattr(error, "problem", None) or str(error)
+            return construct(node)
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = getattr(error, "problem", None) or f"'{str(node.value)[:40]}' is not what the tag {node.tag} says"
             self.problems.append(Problem(self._mark(node), path, f"cannot be read: {reason}"))
-            return None
+            return UNREADABLE
+
+    @staticmethod
+    def _whole(node: yaml.ScalarNode) -> int:
+        return int(str(node.value).replace("_", ""), 10)
 
     def _mapping(self, node: yaml.MappingNode, path: str) -> MarkedDict:
-        self._report_duplicates(node, path)
-        self.loader.flatten_mapping(node)  # `<<: *anchor`; entries of this mapping come last and win
+        if id(node) not in self.seen:  # an alias comes by again, and what it merged is then part of it
+            self.seen.add(id(node))
+            self._report_duplicates(node, path)
+        self._merge(node, path)
         result = MarkedDict(self._mark(node))
         for key_node, value_node in node.value:
             key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str | int | float | bool):
-                self.problems.append(Problem(self._mark(key_node), path, "a key must be a word"))
+            if not isinstance(key, str | int | float | bool) or key == "":
+                self.problems.append(Problem(self._mark(key_node), path, "a key must be a word", "write 'key: value'"))
                 continue
             name = key if isinstance(key, str) else str(key_node.value)
             value = self.value(value_node, f"{path}.{name}" if path else name)
             result.put(name, value, self._mark(key_node), self._mark(value_node))
         return result
+
+    def _merge(self, node: yaml.MappingNode, path: str) -> None:
+        """Follows `<<: *anchor`; entries of the mapping itself come last and win."""
+        for key_node, value_node in list(node.value):
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                continue
+            merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            if any(not isinstance(each, yaml.MappingNode) or each in self.open for each in merged):
+                what = "'<<' takes a mapping, or a list of them, that does not contain itself"
+                self.problems.append(Problem(self._mark(value_node), path, what, "for instance '<<: *defaults'"))
+                node.value.remove((key_node, value_node))
+        try:
+            self.loader.flatten_mapping(node)
+        except (yaml.MarkedYAMLError, RecursionError):  # a fault further down the chain
+            what = "a mapping that '<<' takes is not one, or contains itself"
+            self.problems.append(Problem(self._mark(node), path, what))
 
     def _report_duplicates(self, node: yaml.MappingNode, path: str) -> None:
         first: dict[str, Mark] = {}

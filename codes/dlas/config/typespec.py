@@ -6,13 +6,15 @@ Working on text keeps the checker free of the modules that hold the components: 
 from __future__ import annotations
 
 import ast
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from dlas.config.problems import Problem, Severity
-from dlas.config.source import Mark, MarkedDict, MarkedList
+from dlas.config.source import UNREADABLE, Mark
 from dlas.registry import nearest
 
 
@@ -61,10 +63,11 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Spec:
-    """A type: how it is called in messages and how a value is brought into it."""
+    """A type: how it is called in messages, how a value is brought into it, and of which shape (dict, list) it is."""
 
     description: str
     convert: Callable[[Any, Cursor], Any]
+    shape: type | None = None
 
 
 def shown(value: Any) -> str:
@@ -72,35 +75,60 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
-        return f"the list {list(value)!r}"[:80]
+        return "a list of mappings" if value and isinstance(value[0], dict) else f"the list {list(value)!r}"[:80]
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "nothing"
-    return f"the text '{value}'" if isinstance(value, str) else str(value)
+    return f"the text '{_short(value)}'" if isinstance(value, str) else _short(str(value))
 
 
-def _mismatch(value: Any, cursor: Cursor, description: str) -> Any:
-    fix = ""
-    if isinstance(value, str) and description.startswith("true or false") and value.lower() in ("on", "yes", "off", "no"):
-        fix = f"write {'true' if value.lower() in ('on', 'yes') else 'false'}"
-    return cursor.note(f"expected {description}, found {shown(value)}", fix)
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def mismatch(value: Any, cursor: Cursor, description: str, fix: str = "") -> Any:
+    """Notes that a value is not what is expected, unless it could not even be read."""
+    if value is UNREADABLE:
+        return INVALID
+    return cursor.note(f"expected {description}, found {shown(value)}", fix or _hint(value, description))
+
+
+def _hint(value: Any, description: str) -> str:
+    if isinstance(value, str):
+        if description.startswith("true or false") and value.lower() in ("on", "yes", "off", "no"):
+            return f"write {'true' if value.lower() in ('on', 'yes') else 'false'}"
+        if "number" in description and _NUMBER_WITH_COMMA.fullmatch(value):
+            return f"write {value.replace(',', '.')}"
+        if value == "None" and "nothing" in description:
+            return "write null"
+    if isinstance(value, list) and len(value) == 1 and "list" not in description and not isinstance(value[0], list | dict):
+        return f"write {value[0]} without brackets"
+    return ""
+
+
+_NUMBER_WITH_COMMA = re.compile(r"-?\d+,\d+")
 
 
 def _simple(description: str, fits: Callable[[Any], bool], change: Callable[[Any], Any] = lambda v: v) -> Spec:
     def convert(value: Any, cursor: Cursor) -> Any:
-        return change(value) if fits(value) else _mismatch(value, cursor, description)
+        return change(value) if fits(value) else mismatch(value, cursor, description)
 
     return Spec(description, convert)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return abs(value) < _LARGEST if isinstance(value, int) else isinstance(value, float) and math.isfinite(value)
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and float(value).is_integer()
+    return _is_number(value) and float(value).is_integer() and abs(value) < _LARGEST
 
+
+_LARGEST = 1 << 63
+_STATE_IN = "the name of a state key"
 
 _NAMED: dict[str, Spec] = {
     "Any": _simple("a value", lambda v: True),
@@ -115,17 +143,38 @@ _NAMED: dict[str, Spec] = {
     "PositiveFloat": _simple("a number greater than 0", lambda v: _is_number(v) and v > 0, float),
     "NonNegativeFloat": _simple("a number of at least 0", lambda v: _is_number(v) and v >= 0, float),
     "Fraction": _simple("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1, float),
-    "StateIn": _simple("the name of a state key", lambda v: isinstance(v, str)),
-    "StateIns": _simple("a state key or a list of them", lambda v: isinstance(v, str | list)),
-    "StateOut": _simple("the name of a state key", lambda v: isinstance(v, str)),
-    "StateOuts": _simple(
-        "a state key or a list of them",
-        lambda v: isinstance(v, str) or (isinstance(v, list) and all(isinstance(i, str) for i in v)),
-    ),
+    "StateIn": _simple(_STATE_IN, lambda v: isinstance(v, str) and v != ""),
+    "StateOut": _simple(_STATE_IN, lambda v: isinstance(v, str) and v != ""),
     "NetworkName": _simple("the name of a network", lambda v: isinstance(v, str)),
+    "MetricName": _simple("the name of a metric", lambda v: isinstance(v, str)),  # the builder also looks it up
     "list": _simple("a list", lambda v: isinstance(v, list)),
     "dict": _simple("a mapping", lambda v: isinstance(v, dict)),
 }
+
+
+def _state_keys(item: Callable[[Any, Cursor], Any]) -> Spec:
+    """A state key or a list whose entries are checked by `item`."""
+    description = "a state key or a list of them"
+
+    def convert(value: Any, cursor: Cursor) -> Any:
+        if not isinstance(value, list):
+            return value if isinstance(value, str) and value else mismatch(value, cursor, description)
+        if not value:
+            return cursor.note(f"expected {description}, found an empty list")
+        for position, each in enumerate(value):
+            item(each, cursor.item(value, position))
+        return value
+
+    return Spec(description, convert)
+
+
+def _state_key_or_literal(value: Any, cursor: Cursor) -> Any:
+    return (_NAMED["StateIns"] if isinstance(value, list) else _LITERAL).convert(value, cursor)
+
+
+_LITERAL = _simple("a state key or a literal", lambda v: v is None or isinstance(v, str | int | float))
+_NAMED["StateIns"] = _state_keys(_state_key_or_literal)
+_NAMED["StateOuts"] = _state_keys(_NAMED["StateOut"].convert)
 
 
 def _union(members: list[Spec]) -> Spec:
@@ -138,12 +187,12 @@ def _union(members: list[Spec]) -> Spec:
             result = member.convert(value, trial)
             if not trial.problems:
                 return result
-            attempts.append(trial.problems)
-        deeper = [problems for problems in attempts if problems[0].path != cursor.path]
-        if len(deeper) == 1:  # the shape fits one member: its inner problems say more than "expected A or B"
-            cursor.problems.extend(deeper[0])
+            if member.shape is not None and isinstance(value, member.shape):
+                attempts.append(trial.problems)
+        if len(attempts) == 1:  # the shape fits one member: its problems say more than "expected A or B"
+            cursor.problems.extend(attempts[0])
             return INVALID
-        return _mismatch(value, cursor, description)
+        return mismatch(value, cursor, description)
 
     return Spec(description, convert)
 
@@ -151,21 +200,23 @@ def _union(members: list[Spec]) -> Spec:
 def _list(item: Spec) -> Spec:
     def convert(value: Any, cursor: Cursor) -> Any:
         if not isinstance(value, list):
-            return _mismatch(value, cursor, f"a list of {item.description}")
+            return mismatch(value, cursor, f"a list of {item.description}")
         converted = [item.convert(each, cursor.item(value, position)) for position, each in enumerate(value)]
         return [each for each in converted if each is not INVALID]
 
-    return Spec(f"a list of {item.description}", convert)
+    return Spec(f"a list of {item.description}", convert, list)
 
 
 def _mapping(item: Spec) -> Spec:
     def convert(value: Any, cursor: Cursor) -> Any:
         if not isinstance(value, dict):
-            return _mismatch(value, cursor, "a mapping")
+            entries = isinstance(value, list) and any(isinstance(each, dict) for each in value)
+            fix = "give each entry a name: '<name>: {...}', without '-'" if entries else ""
+            return mismatch(value, cursor, "a mapping", fix)
         converted = {key: item.convert(each, cursor.value(value, key)) for key, each in value.items()}
         return {key: each for key, each in converted.items() if each is not INVALID}
 
-    return Spec(f"a mapping to {item.description}", convert)
+    return Spec("a mapping" if item is _NAMED["Any"] else f"a mapping to {item.description}", convert, dict)
 
 
 def _literal(values: list[Any]) -> Spec:
@@ -175,7 +226,7 @@ def _literal(values: list[Any]) -> Spec:
         if any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
             return value
         close = nearest(value, [v for v in values if isinstance(v, str)]) if isinstance(value, str) else None
-        return cursor.note(f"expected {description}, found {shown(value)}", f"did you mean '{close}'?" if close else "")
+        return mismatch(value, cursor, description, f"did you mean '{close}'?" if close else "")
 
     return Spec(description, convert)
 
@@ -218,8 +269,3 @@ def _flatten_union(node: ast.expr, named: Mapping[str, Spec]) -> list[Spec]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _flatten_union(node.left, named) + _flatten_union(node.right, named)
     return [_spec(node, named)]
-
-
-def root_cursor(tree: MarkedDict | MarkedList) -> Cursor:
-    """A cursor at the top of a parsed file."""
-    return Cursor(tree.mark)

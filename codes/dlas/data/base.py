@@ -61,6 +61,14 @@ class Request:
         return np.random.default_rng(mix_seed(self.seed, self.position, stream))
 
 
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of a tensor that need not exist."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
 class Dataset:
     """A map-style dataset. Reading the same request twice gives the same sample.
 
@@ -72,6 +80,24 @@ class Dataset:
     """The keys of a sample, as a literal in each registered class: the checker reads them from the source text."""
 
     on_bad_file: Literal["error", "skip"] = "error"
+
+    @classmethod
+    def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
+        """What a sample looks like, told from the options alone, so that a run can be checked where its data are not.
+
+        Args:
+            phase: as for the constructor.
+            options: all of its options, defaults filled in.
+
+        Returns:
+            A sample with a `TensorSpec` in place of each tensor and examples of all other entries; for samples that differ in
+            size, the largest one. None where only the data can tell; then one sample is read. A subclass with a `collate` of
+            its own makes it a static or class method if its samples are to be told so: there is no instance.
+
+        Raises:
+            ConfigurationError: the options contradict each other.
+        """
+        return None
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -15,12 +15,14 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,9 +33,13 @@ FORMAT = 1
 OPTIMIZERS = "optimizers.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-# Entries of an optimiser's groups that the configuration decides; schedules compute `lr` from `initial_lr`. Other entries may
-# be state (schedulers move momentum, some optimisers count steps there) and come from the checkpoint.
-_FROM_FILE = ("initial_lr", "weight_decay", "eps")
+# Entries of an optimiser's groups that the configuration decides; schedules compute `lr` from `initial_lr`, and those that move
+# momentum do so from the entries named after it. Other entries may be state (some optimisers count steps there) and come from
+# the checkpoint.
+_FROM_FILE = (
+    *("initial_lr", "weight_decay", "eps", "betas", "momentum"),
+    *("max_lr", "min_lr", "max_momentum", "base_momentum"),
+)
 
 
 @dataclass
@@ -64,23 +70,23 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
 
     Returns:
         The new folder.
+
+    Raises:
+        CheckpointError: it cannot be written; older checkpoints are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / str(snapshot.step)
+    for left_over in folder.glob(".partial-*"):  # of a run that was killed while it wrote
+        shutil.rmtree(left_over, ignore_errors=True)
     partial = folder / f".partial-{snapshot.step}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, weights in snapshot.networks.items():
-        _save_tensors(partial / f"{name}.safetensors", weights)
-    for name, weights in snapshot.emas.items():
-        _save_tensors(partial / f"{name}.ema.safetensors", weights)
-    tensors: dict[str, Tensor] = {}
-    state = {"step": snapshot.step, "progress": snapshot.progress, "optimizers": pack(snapshot.optimizers, tensors)}
-    _save_tensors(partial / OPTIMIZERS, tensors)
-    _write_text(partial / STATE, json.dumps(state))
-    files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-    _write_text(partial / MANIFEST, json.dumps({"format": FORMAT, "step": snapshot.step, "files": files}, indent=1))
-    _sync_folder(partial)
+    try:
+        _write(partial, snapshot)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {target} cannot be written: {error}; {shutil.disk_usage(folder).free / 2**20:.0f} MB are free there. "
+            "Older checkpoints are as they were: make room, and the same command goes on from the newest"
+        ) from error
     if target.exists():  # the run went back to an older checkpoint and has come by here again
         replaced = folder / f".replaced-{snapshot.step}"
         shutil.rmtree(replaced, ignore_errors=True)
@@ -95,6 +101,21 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     pointer.replace(folder / "latest")
     _sync_folder(folder)
     return target
+
+
+def _write(partial: Path, snapshot: Snapshot) -> None:
+    partial.mkdir()
+    for name, weights in snapshot.networks.items():
+        _save_tensors(partial / f"{name}.safetensors", weights)
+    for name, weights in snapshot.emas.items():
+        _save_tensors(partial / f"{name}.ema.safetensors", weights)
+    tensors: dict[str, Tensor] = {}
+    state = {"step": snapshot.step, "progress": snapshot.progress, "optimizers": pack(snapshot.optimizers, tensors)}
+    _save_tensors(partial / OPTIMIZERS, tensors)
+    _write_text(partial / STATE, json.dumps(state))
+    files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
+    _write_text(partial / MANIFEST, json.dumps({"format": FORMAT, "step": snapshot.step, "files": files}, indent=1))
+    _sync_folder(partial)
 
 
 def load(path: Path) -> Snapshot:
@@ -151,6 +172,15 @@ def newest(folder: Path) -> Path | None:
             return path
         logger.warning("checkpoint %s is passed over: %s", path, fault)
     return None
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Renames the checkpoints of later steps: the run goes back, and they do not belong to what it will be from now on."""
+    for path in list(folder.glob("[0-9]*")) if folder.is_dir() else []:
+        if path.name.isdigit() and int(path.name) > step:
+            target = path.with_name(f"{path.name}.set-aside-{time.strftime('%Y%m%d-%H%M%S')}")
+            path.rename(target)
+            logger.info("set aside, since the run goes back to step %d: %s", step, target)
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:

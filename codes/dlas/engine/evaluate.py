@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +93,7 @@ class Evaluator:
             Each metric over the set, and the baseline's.
         """
         metrics = self._metrics()
+        measured = False
         known = self._baselines.get(id(dataset))
         reference = self._metrics() if known is None else {}
         baseline_values: dict[str, dict[str, float]] = {} if known is None else known[0]
@@ -101,6 +101,7 @@ class Evaluator:
             for item in evaluation_items(dataset, bad_files):
                 result = self._one(item, step)
                 if result.target is not None:
+                    measured = True
                     result.values = self._measure(metrics, result.output, result.target, result.name)
                     if result.baseline is not None:
                         if known is None:
@@ -112,7 +113,7 @@ class Evaluator:
             means = {f"{self.section.baseline}_{name}": float(metric.compute()) for name, metric in reference.items()}
             known = (baseline_values, means if baseline_values else {})
             self._baselines[id(dataset)] = known
-        if not metrics or math.isnan(float(next(iter(metrics.values())).compute())):
+        if not measured:
             return {}
         return {**{name: float(metric.compute()) for name, metric in metrics.items()}, **known[1]}
 
@@ -168,14 +169,12 @@ class Evaluator:
     def _injectors(self) -> list[GatedInjector]:
         if self.section.injectors:
             return build_injectors(self.section.injectors)
-        # Without injectors of its own, evaluation takes those of the steps up to the one that makes the output.
-        chosen: list[GatedInjector] = []
+        # Without injectors of its own, evaluation takes those of the step that makes the output. The checker says so where that
+        # step needs another one.
         for step in self.config.steps.values():
-            own = build_injectors(step.injectors)
             if any(_writes(section.options.get("out"), self.section.output_state) for section in step.injectors.values()):
-                return own
-            chosen += own
-        return chosen
+                return build_injectors(step.injectors)
+        return [injector for step in self.config.steps.values() for injector in build_injectors(step.injectors)]
 
 
 def _writes(out: Any, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at a step boundary, after saving."""
+"""Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) end a run at a step boundary, after saving."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 
 class StopRequest:
-    """Context manager that turns the first SIGINT or SIGTERM into a request; a second Ctrl-C stops at once."""
+    """Context manager that turns the first SIGINT, SIGTERM or SIGHUP into a request; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):  # no SIGHUP on Windows
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:  # nohup
+                continue
             try:
                 self._before[number] = signal.signal(number, self._request)
             except ValueError:  # not the main thread: whoever started it there handles its signals

@@ -55,6 +55,7 @@ class GatedInjector:
         if self.no_grad and torch.is_grad_enabled():
             with torch.no_grad():
                 new = self.injector(state, context)
+            torch.clear_autocast_cache()  # older releases of torch reuse weights cast without gradients
         else:
             new = self.injector(state, context)
         for key in new:
@@ -211,6 +212,9 @@ class TrainingStep:
 def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_detached(item) for item in value)
+        items = [_detached(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value

@@ -84,6 +84,11 @@ def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
         averaged = config.eval.use_ema and name in snapshot.emas
         tensors = snapshot.emas.get(name) if averaged else snapshot.networks.get(name)
         if tensors is None:
+            if config.networks[name].trainable and name not in config.path.pretrain:
+                raise CheckpointError(
+                    f"checkpoint {found} has no network '{name}'; it has: {', '.join(snapshot.networks)}. Leave `networks` to "
+                    f"the run, or name a weights file: path.pretrain.{name}"
+                )
             continue  # frozen in training: built with its pretrained weights
         file = found / (f"{name}.ema.safetensors" if averaged else f"{name}.safetensors")
         load_into(network, tensors, source=str(file))

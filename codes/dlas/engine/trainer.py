@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from dlas.config import Config
-from dlas.context import Context, mix_seed
+from dlas.context import mix_seed
 from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
@@ -25,11 +26,12 @@ from dlas.engine.device import apply_numeric_settings, choose_device, memory_for
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.interrupt import StopRequest
+from dlas.engine.iteration import IterationRunner
 from dlas.engine.meter import Meter
-from dlas.engine.microbatch import MicroBatch, split_batch, to_device
-from dlas.engine.precision import Precision
+from dlas.engine.microbatch import MicroBatch
+from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.step import TrainingStep
-from dlas.errors import ConfigurationError, TrainingError
+from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError
 from dlas.interop.state_dicts import load_into
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
 from dlas.observe.pictures import comparison_sheet, grid
@@ -47,12 +49,14 @@ class Progress:
         samples: training samples taken.
         seconds: time spent in this and earlier sittings.
         best: best mean of each validation metric, by set and name, with its step.
+        resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
     """
 
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    resume_state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,7 @@ class Trainer:
         seed_everything(mix_seed(config.seed, "weights"), self.device)
         self.precision = Precision(config.precision, self.device)
         self.folder = RunFolder(Path(config.path.experiments) / config.name)
-        if resume == "never" and (aside := self.folder.set_aside()):
-            LOGGER.info("the older run was set aside: %s", aside)
+        self.resume = resume
         self.source = source
         self.datasets = {key: build_dataset(config, key) for key in config.datasets}
         self.batch_size = config.datasets["train"].batch_size
@@ -106,15 +109,28 @@ class Trainer:
             scheme = section.lr_scheme or self.settings.lr_scheme
             options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
             step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
+            for each in step.losses:
+                if step.runs.opens(self.settings.niter) and each.gate.opens(self.settings.niter):
+                    each.loss.prepare(self.device)
         trained = [name for step in self.steps for name in step.trained]
         for name in self.networks.keys() - set(trained):
             self.networks[name].requires_grad_(False)
         ema = self.settings.ema
         self.emas = {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
+        self.runner = IterationRunner(
+            self.steps,
+            self.networks,
+            self.emas,
+            seed=config.seed,
+            parts=self.settings.mega_batch_factor,
+            device=self.device,
+            layout=self.layout,
+        )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
         self.last_validation = ""
-        self._focus: frozenset[str] | None = None
+        self._left_out: set[str] = set()  # files left out of validation, and visuals that cannot be shown: told of once
+        self._not_shown: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------------------ the loop
 
@@ -124,7 +140,14 @@ class Trainer:
         Returns:
             Where it ended. After Ctrl-C or SIGTERM the state is saved and `stopped_by` tells the signal.
         """
+        with self.folder.locked():
+            return self._run()
+
+    def _run(self) -> RunResult:
+        aside = self.folder.set_aside() if self.resume == "never" else None
         with LogFile(self.folder.log), StopRequest() as stop:
+            if aside is not None:
+                LOGGER.info("the older run was set aside: %s", aside)
             self._restore()
             self.folder.describe(self.config, self.source, str(self.device))
             self._announce()
@@ -150,7 +173,16 @@ class Trainer:
     def _loop(self, loader: Loader, stop: StopRequest) -> None:
         self.clock = _Clock(self.progress)
         with progress_bar(self.settings.niter, self.progress.step) as self.bar:
-            self.advance(loader, self.settings.niter, stop)
+            started = self.progress.step
+            try:
+                self.advance(loader, self.settings.niter, stop)
+            except DataError:
+                # A complete step lies behind. A signal to the whole process group ends the workers too; it asks to stop.
+                if self.progress.step > started:
+                    self.save()
+                if stop.signal is None:
+                    raise
+                return
             self.clock.pause()
             if stop.signal is None:
                 self.validate()
@@ -185,36 +217,13 @@ class Trainer:
             The micro-batches with everything that the steps wrote.
         """
         progress = self.progress
-        positions = batch.pop("positions")
-        parts = split_batch(to_device(batch, self.device, self.layout), positions, self.settings.mega_batch_factor)
-        seed_everything(mix_seed(self.config.seed, progress.step), self.device)
-        for step in self.steps:
-            if not step.runs(progress.step):
-                continue
-            self._focus_on(step)
-            contexts = [
-                Context(self.networks, step.trained, progress.step, True, self.config.seed, part.positions) for part in parts
-            ]
-            step.run(parts, contexts, log_gradients)
-        for ema in self.emas.values():
-            ema.update(progress.step + 1)
+        parts = self.runner.run(batch, progress.step, log_gradients)
         progress.step += 1
-        progress.samples += len(positions)
+        progress.samples += sum(len(part.positions) for part in parts)
         visuals = self.config.logger.visuals
         if visuals and progress.step % self.config.logger.visual_debug_rate == 0:
             self._write_visuals(parts[0])
         return parts
-
-    def _focus_on(self, step: TrainingStep) -> None:
-        """Gradients are recorded only for the networks that the step trains; others are passed through."""
-        focus = frozenset(step.trained)
-        if focus == self._focus:
-            return
-        for each in self.steps:
-            trains = each is step
-            for parameter in each.parameters:
-                parameter.requires_grad_(trains)
-        self._focus = focus
 
     # ------------------------------------------------------------------------------------------------- watching and saving
 
@@ -249,15 +258,24 @@ class Trainer:
         self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in shown.items()), self.last_validation]).strip(", "))
 
     def _stop_if_not_finite(self, values: dict[str, float]) -> None:
-        scaled = self.config.precision == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
+        scaled = self.precision.name == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
         bad = [n for n, v in values.items() if not abs(v) < float("inf") and not (scaled and n.endswith("/grad_norm"))]
         if bad:
-            last = checkpoint.newest(self.folder.checkpoints)
-            raise TrainingError(
-                f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {', '.join(bad)}. "
-                f"Nothing was saved since; the newest checkpoint is {last or 'not there yet'}. "
-                "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
-            )
+            self._stop_not_finite(", ".join(bad))
+
+    def _stop_if_weights_not_finite(self) -> None:
+        parameters = {name: list(self.networks[name].parameters()) for step in self.steps for name in step.trained}
+        bad = [name for name, each in parameters.items() if not torch.stack([p.isfinite().all() for p in each]).all()]
+        if bad:
+            self._stop_not_finite(f"weights of {', '.join(bad)}")
+
+    def _stop_not_finite(self, what: str) -> NoReturn:
+        last = checkpoint.newest(self.folder.checkpoints)
+        raise TrainingError(
+            f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {what}. "
+            f"Nothing was saved since; the newest checkpoint is {last or 'not there yet'}. "
+            "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
+        )
 
     def validate(self) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures."""
@@ -267,7 +285,12 @@ class Trainer:
                 continue
             name = self.config.datasets[key].name or key
             show = partial(self._show, name, itertools.count())
-            self._record_validation(name, self.evaluator.run(dataset, self.progress.step, show))
+            left_out: dict[str, str] = {}
+            self._record_validation(name, self.evaluator.run(dataset, self.progress.step, show, left_out))
+            for path, reason in left_out.items():
+                if path not in self._left_out:
+                    LOGGER.warning("left out of validation: %s: %s", path, reason)
+            self._left_out |= left_out.keys()
         self.clock.resume()
 
     def _record_validation(self, name: str, means: dict[str, float]) -> None:
@@ -284,11 +307,11 @@ class Trainer:
                 word += f" ({baseline} {reference:.4f}, {means[metric] - reference:+.4f})"
             words.append(word)
             best = progress.best.get(f"{name}/{metric}")
-            if best is None or means[metric] > best["value"]:
+            if math.isfinite(means[metric]) and (best is None or means[metric] > best["value"]):
                 progress.best[f"{name}/{metric}"] = {"value": means[metric], "step": progress.step}
         LOGGER.info("validation at step %d on %s: %s", progress.step, name, "  ".join(words) or "no metrics")
         if words:
-            self.last_validation = f"val {words[0]}"
+            self.last_validation = "val " + " ".join(words[0].split()[:2])
 
     def _show(self, name: str, shown: Iterator[int], result: Evaluated) -> None:
         step = self.progress.step
@@ -307,7 +330,11 @@ class Trainer:
         for key in self.config.logger.visuals:
             value = part.state.get(key)
             if not isinstance(value, Tensor) or value.dim() != 4:
-                LOGGER.warning("logger.visuals: '%s' is not a batch of images in the state at step %d", key, self.progress.step)
+                if key not in self._not_shown:
+                    LOGGER.warning(
+                        "logger.visuals: '%s' is not a batch of images in the state at step %d", key, self.progress.step
+                    )
+                self._not_shown.add(key)
                 continue
             images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
             folder = self.folder.visuals / key
@@ -315,8 +342,13 @@ class Trainer:
             write_png(folder / f"{self.progress.step}.png", grid(images))
 
     def save(self) -> None:
-        """Writes a checkpoint of the current step."""
+        """Writes a checkpoint of the current step.
+
+        Raises:
+            TrainingError: a weight is not finite; nothing is written.
+        """
         self.clock.pause()
+        self._stop_if_weights_not_finite()
         self.progress.seconds = self.clock.seconds()
         snapshot = checkpoint.Snapshot(
             self.progress.step,
@@ -331,21 +363,34 @@ class Trainer:
 
     def _restore(self) -> None:
         named = self.config.path.resume_state
-        found = Path(named) if named else checkpoint.newest(self.folder.checkpoints)
-        if found is None:
+        found = checkpoint.newest(self.folder.checkpoints)
+        snapshot = checkpoint.load(found) if found is not None else None
+        goes_back = False
+        if named is not None and (snapshot is None or snapshot.progress.get("resume_state") != named):
+            goes_back, found = True, Path(named)
+            snapshot = checkpoint.load(found)
+        if found is None or snapshot is None:
             self.folder.forget_after(-1)
             return
-        snapshot = checkpoint.load(found)
+        absent = [name for step in self.steps for name in step.trained if name not in snapshot.networks]
+        absent += [f"steps.{step.name}" for step in self.steps if step.name not in snapshot.optimizers]
+        if absent:
+            raise CheckpointError(
+                f"checkpoint {found} holds nothing of {', '.join(absent)} (it has: {', '.join(snapshot.networks)}; steps: "
+                f"{', '.join(snapshot.optimizers)}). Networks or steps were renamed or added: give them their old names, or "
+                "start a new run (--resume never), with 'path.pretrain' for the weights"
+            )
         for name, tensors in snapshot.networks.items():
             if name in self.networks:
                 load_into(self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
-        for name, ema in self.emas.items():
-            if name in snapshot.emas:
-                ema.load_state_dict(snapshot.emas[name])
+        for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
+            ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
         for step in self.steps:
-            if step.name in snapshot.optimizers:
-                _restore_step(step, snapshot.optimizers[step.name])
+            _restore_step(step, snapshot.optimizers[step.name])
         self.progress = Progress(**snapshot.progress)
+        if goes_back:
+            self.progress.resume_state = named
+            checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
         self.folder.forget_after(self.progress.step)
         LOGGER.info("going on from %s", found)
 
@@ -367,9 +412,10 @@ class Trainer:
         config = self.config
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
         LOGGER.info("run %s in %s", config.name, self.folder.path)
-        LOGGER.info(
-            "device %s (%s), %s, %s, torch %s", self.device, name, config.precision, config.memory_format, torch.__version__
-        )
+        numerics = f"{self.precision.name}, {config.memory_format}, torch {torch.__version__}"
+        LOGGER.info("device %s (%s), %s", self.device, name, numerics)
+        if config.precision == "bf16" and not has_bf16(self.device):
+            LOGGER.warning("this device only emulates bfloat16, which is slow; 'precision: auto' takes what it is fast at")
         for key, network in self.networks.items():
             count = sum(p.numel() for p in network.parameters())
             role = "trained" if config.networks[key].trainable else "frozen"
@@ -395,6 +441,7 @@ class Trainer:
 
 def _step_state(step: TrainingStep) -> dict[str, Any]:
     return {
+        "class": type(step.optimizer).__name__,
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict() if step.scaler is not None else None,
         "schedule": step.schedule.state_dict(),
@@ -402,6 +449,12 @@ def _step_state(step: TrainingStep) -> dict[str, Any]:
 
 
 def _restore_step(step: TrainingStep, state: dict[str, Any]) -> None:
+    saved, present = state.get("class"), type(step.optimizer).__name__
+    if saved not in (None, present):
+        raise CheckpointError(
+            f"step '{step.name}': the checkpoint holds the state of {saved}, and the optimiser is now {present}; go back to "
+            "it, or start a new run (--resume never), with 'path.pretrain' for the weights"
+        )
     checkpoint.restore_optimizer(step.optimizer, state["optimizer"])
     step.schedule.load_state_dict(state["schedule"])
     if step.scaler is not None and state["scaler"] is not None:

@@ -32,8 +32,8 @@ class Docstring:
 def parse_docstring(text: str) -> Docstring:
     """The parts of a docstring.
 
-    A section begins with its name and a colon at the left margin and holds the indented lines below it. A long argument goes on
-    in lines that are indented further than its name. Several sections of one name are joined.
+    A section begins with its name and a colon at the left margin and holds the indented lines below. A long argument goes on in
+    lines that are indented further than its name. Several sections of one name are joined.
     """
     sections: dict[str, list[str]] = {"": []}
     current = ""

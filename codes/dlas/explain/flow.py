@@ -142,7 +142,7 @@ def validation_flow(config: Config) -> Flow | None:
 
 
 def validation_injectors(config: Config) -> dict[str, InjectorConfig]:
-    """Those of `eval`; without any, those of the step that makes the output. Those that run in training only are left out."""
+    """Those of `eval`; without any, those of the step that makes the output. Those for training only are left out."""
     chosen: dict[str, InjectorConfig] = {}
     if config.eval.injectors:
         chosen.update(config.eval.injectors)
@@ -223,7 +223,7 @@ class KeyUse:
 
     @classmethod
     def of(cls, section: Component, trained: tuple[str, ...]) -> KeyUse:
-        """What the section's component uses. A network that is not given stands for those that the step trains."""
+        """What the component uses. A network option that is not given stands for the networks that the step trains."""
         if section.component not in section.REGISTRY:
             return cls()
         entry = section.REGISTRY.find(section.component)
@@ -262,8 +262,8 @@ class KeyUse:
             texts = {key: value for key, value in options.items() if isinstance(value, str)}
             if all(name in texts for name in _placeholders(template)):
                 writes.append(template.format(**texts))
-        found, made, run = (tuple(dict.fromkeys(each)) for each in (reads, writes, networks))
-        return cls(found, made, run, frozenset(used))
+        first, second, third = (tuple(dict.fromkeys(each)) for each in (reads, writes, networks))
+        return cls(first, second, third, frozenset(used))
 
 
 def _placeholders(template: str) -> list[str]:

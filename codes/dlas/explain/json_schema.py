@@ -17,14 +17,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dlas.config.legacy import RULES
+from dlas.config.legacy.vocabulary import KEYS
 from dlas.config.schema import SECTIONS, Component, Config, EvalConfig, ScheduleConfig, Section, StepConfig
-from dlas.config.source import Mark, MarkedDict
-from dlas.config.typespec import Cursor
 from dlas.explain.catalogue import Option, documentation, keys_of, options_of, sections_in, shipped
 from dlas.explain.json_types import Schema, json_type
 from dlas.explain.listing import paragraphs_of
-from dlas.registry import METRICS, OPTIMIZERS, REQUIRED, SCHEDULES, Entry, Registry
+from dlas.registry import METRICS, OPTIMIZERS, REQUIRED, Entry, Registry
 
 SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
 # Keys outside component sections whose values are registered names. Other names are possible there (classes of torch).
@@ -32,7 +30,7 @@ _NAMES: Mapping[tuple[type[Section], str], Registry] = {
     (StepConfig, "optimizer"): OPTIMIZERS,
     (EvalConfig, "metrics"): METRICS,
 }
-_OLDER = "A spelling of DL-Art-School's. It is translated; `dlas check` tells to what."
+_OLDER = "A spelling of DL-Art-School's; `dlas check` tells what becomes of it."
 
 
 def json_schema() -> Schema:
@@ -144,7 +142,11 @@ def _registry_of(cls: type[Section], option: Option) -> Registry | None:
 def _add_names(shape: Schema, registry: Registry) -> None:
     """Lets editors complete registered names. Whether others are refused is the business of the layer of names."""
     target = shape["items"] if shape.get("type") == "array" else shape
-    target["anyOf"] = [{"enum": _all_names(registry)}, {"type": target.pop("type")}]
+    kind = target.pop("type")
+    if registry is METRICS:  # there are no others
+        target["enum"] = _all_names(registry)
+    else:
+        target["anyOf"] = [{"enum": _all_names(registry)}, {"type": kind}]
 
 
 def _all_names(registry: Registry) -> list[str]:
@@ -245,26 +247,8 @@ def _pattern(key: str) -> str:
 
 
 def older_spellings() -> list[str]:
-    """Paths of all keys that are translated; `*` stands for any name."""
-    patterns = [rule[0] for rule in RULES]
-    return patterns + [f"train.{option}" for option in _schedule_keys_beside_the_name()]
-
-
-def _schedule_keys_beside_the_name() -> list[str]:
-    """Options of a schedule that may stand in `train` beside `default_lr_scheme`: those that its translation takes along."""
-    if "train.default_lr_scheme" not in [rule[0] for rule in RULES]:
-        return []
-    action = next(rule[1] for rule in RULES if rule[0] == "train.default_lr_scheme")
-    found: dict[str, None] = {}
-    for entry in shipped(SCHEDULES).values():
-        mark = Mark("")
-        tree, train = MarkedDict(mark), MarkedDict(mark)
-        for key in ("default_lr_scheme", *(option.name for option in options_of(entry))):
-            train.put(key, entry.name, mark)
-        tree.put("train", train, mark)
-        action(train, "default_lr_scheme", Cursor(mark), tree)
-        found.update(dict.fromkeys(option.name for option in options_of(entry) if option.name not in train))
-    return list(found)
+    """Paths of all keys that are translated, dropped, or refused unless they ask for nothing; `*` stands for any name."""
+    return [key.path for key in KEYS if key.fate in ("translated", "dropped", "refused")]
 
 
 def _section_at(holders: list[str]) -> type[Section] | None:

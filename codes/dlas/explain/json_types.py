@@ -9,7 +9,12 @@ from typing import Any
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
-_TEXTS: Schema = {"type": ["string", "array"], "items": _TEXT}
+_KEY: Schema = {"type": "string", "minLength": 1}
+_KEYS: Schema = {"type": ["string", "array"], "minLength": 1, "minItems": 1, "items": _KEY}
+_ARGUMENT: Schema = {
+    "type": ["string", "number", "boolean", "null", "array"],
+    "minItems": 1,
+}  # a state key, a literal or a list
 NAMED: dict[str, Schema] = {
     "Any": {},
     "object": {},
@@ -23,11 +28,12 @@ NAMED: dict[str, Schema] = {
     "PositiveFloat": {"type": "number", "exclusiveMinimum": 0},
     "NonNegativeFloat": {"type": "number", "minimum": 0},
     "Fraction": {"type": "number", "minimum": 0, "maximum": 1},
-    "StateIn": _TEXT,
-    "StateIns": {"type": ["string", "array"]},
-    "StateOut": _TEXT,
-    "StateOuts": _TEXTS,
+    "StateIn": _KEY,
+    "StateIns": {**_KEYS, "items": _ARGUMENT},
+    "StateOut": _KEY,
+    "StateOuts": _KEYS,
     "NetworkName": _TEXT,
+    "MetricName": _TEXT,
     "list": {"type": "array"},
     "dict": {"type": "object"},
 }

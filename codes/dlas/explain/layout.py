@@ -71,7 +71,8 @@ class Drawing:
     Args:
         boxes: with places.
         arrows: for each arrow its corner points (x, y), from the right edge of its start to the left edge of its end. Straight
-            and curved pieces alternate: it leaves the start's column straight, curves to the next, crosses that straight, ...
+            and curved pieces alternate: it leaves the start's column straight, curves to the next one, crosses that one
+            straight, ...
         bands: upper and lower edge of each band.
         width: of everything.
         height: of everything.
@@ -156,8 +157,8 @@ def _set_rows(found: Mapping[str, Box], neighbours: Mapping[str, set[str]], spac
         top = bottom + spacing.bands
     outside = {layer: column for (each, layer), column in sorted(columns.items(), reverse=True) if each == OUTSIDE}
     for column in outside.values():  # from right to left: what they point to has its place
-        targets = {box.id: [found[n] for n in neighbours[box.id] if found[n].layer > box.layer] for box in column}
-        _place(column, {name: _mean_of(boxes) for name, boxes in targets.items()}, spacing)
+        right = {box.id: [found[n] for n in neighbours[box.id] if found[n].layer > box.layer] for box in column}
+        _place(column, {id_: _mean_of(boxes) for id_, boxes in right.items()}, spacing)
     lowest = min((box.y for column in outside.values() for box in column), default=0.0)
     if lowest < 0:
         for box in found.values():

@@ -298,7 +298,7 @@ def _boxes(flow: Flow, words: dict[str, list[_Words]]) -> tuple[list[Box], list[
 
 
 def _layers(flow: Flow) -> dict[str, int]:
-    """Columns: the data, its keys, then each node to the right of what it reads. Losses and metrics share the last column."""
+    """Columns: the data, its keys, then each node right of what it reads. Losses and metrics share the last column."""
     layers = {flow.data.id: 0}
     nodes = [node for node in flow.nodes() if node is not flow.data]
     for node in nodes:
@@ -355,7 +355,7 @@ def _bars(config: Config, step: str) -> list[tuple[str, Gate]]:
     for name, loss in section.losses.items():
         bars.append((name, _both(whole, Gate(loss.after, loss.before, loss.every))))
     for name, injector in section.injectors.items():
-        if gate := Gate(injector.after, injector.before, injector.every):
+        if gate := Gate(injector.after, injector.before, injector.every):  # injectors run in every iteration of the step
             bars.append((name, _both(Gate(section.after, section.before), gate)))
     return bars[:_MOST_BARS]
 

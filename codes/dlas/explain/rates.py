@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from dlas.config.schema import Config, ScheduleConfig
@@ -47,7 +47,7 @@ class Rates:
         """For a rate that is constant in pieces: the first iteration and the rate of each. None for others."""
         samples = self.samples()
         found = samples[:1]
-        for before, after in pairwise(samples):
+        for before, after in itertools.pairwise(samples):
             if before[1] != after[1]:
                 found.append((self._first_with(after[1], before[0], after[0]), after[1]))
             if len(found) > _MOST_PIECES:

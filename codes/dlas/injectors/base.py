@@ -21,9 +21,11 @@ class Injector:
     Attributes:
         derived_outputs: further keys that are written, as templates over option names: with ``("{out}_top_left",)`` the option
             ``out: patch`` also writes ``patch_top_left``. A literal tuple of strings, for the checker reads the source text.
+        detaches: True (as a literal) where no gradient flows from what is written to what is read.
     """
 
     derived_outputs: ClassVar[tuple[str, ...]] = ()
+    detaches: ClassVar[bool] = False
 
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         """Returns the new entries; must not change `state`."""

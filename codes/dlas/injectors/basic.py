@@ -42,6 +42,8 @@ class DetachInjector(Injector):
         out: its detached view.
     """
 
+    detaches = True
+
     def __init__(self, *, in_: StateIn, out: StateOut) -> None:
         self.input = in_
         self.out = out
@@ -83,6 +85,8 @@ class ConstantInjector(Injector):
         constant_type: ``zeroes``, ``ones``, or ``value`` with the number in `value`.
         value: the number (with ``value``, and only there).
     """
+
+    detaches = True
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class GeneratorInjector(Injector):
         inputs = read_inputs(self.inputs, state)
         with contextlib.ExitStack() as stack:
             if not self.grad:
+                stack.callback(torch.clear_autocast_cache)  # older releases of torch reuse weights cast without gradients
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(evaluation_mode(network))
             if not self.mixed_precision:

@@ -28,6 +28,8 @@ class NoiseInjector(Injector):
         shape: shape of one sample's noise.
     """
 
+    detaches = True
+
     def __init__(self, *, in_: StateIn, out: StateOut, shape: list[PositiveInt]) -> None:
         self.input = in_
         self.out = out
@@ -86,6 +88,8 @@ class StyleGan2NoiseInjector(Injector):
         mix_probability: chance of two latents.
         latent_dim: size of a latent.
     """
+
+    detaches = True
 
     def __init__(self, *, in_: StateIn, out: StateOut, mix_probability: Fraction = 0.9, latent_dim: PositiveInt = 512) -> None:
         self.input = in_

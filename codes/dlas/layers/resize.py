@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _SUPPORT = 4.0
 """Width of the cubic kernel, in pixels of the coarser grid."""
@@ -79,8 +80,9 @@ def _taps(
     length_in: int, length_out: int, scale: float, antialias: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Indices of the input samples behind each output sample, and their weights; both (length_out, taps)."""
-    # Tensors made in inference mode could not be used in training later.
-    with torch.inference_mode(False), torch.no_grad():
+    # These are kept. Tensors made in inference mode could not be used in training later, those made while a run is traced
+    # without data (`dlas check --dry`) could not be used at all.
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
         stretch = min(scale, 1.0) if antialias else 1.0
         support = _SUPPORT / stretch
         # Centre of output pixel i in input pixels: both grids cover the same area, pixel centres are at half-integers.

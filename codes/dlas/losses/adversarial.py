@@ -91,6 +91,8 @@ class DiscriminatorGANLoss(Loss):
             samples (Gulrajani et al., 2017; 10 there).
     """
 
+    detaches = True
+
     def __init__(
         self,
         *,

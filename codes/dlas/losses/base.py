@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dlas.context import Context
@@ -15,7 +16,17 @@ LossResult = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 
 class Loss(nn.Module):
-    """A loss over the state. Weight and gates (`after`, `before`, `every`) belong to the step, not to the loss."""
+    """A loss over the state. Weight and gates (`after`, `before`, `every`) belong to the step, not to the loss.
+
+    Attributes:
+        detaches: True (as a literal, for the checker reads the source text) where no gradient flows to the state keys that are
+            read, only to the networks that the options name.
+    """
+
+    detaches: ClassVar[bool] = False
+
+    def prepare(self, device: torch.device) -> None:
+        """Called once before the first step of a run in which the loss can be on: reads files that it needs."""
 
     def forward(self, state: State, context: Context) -> LossResult:
         """Returns a scalar, averaged over the micro-batch, in float32."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+from types import TracebackType
 
 from tqdm import tqdm
+
+from dlas.errors import UserError
 
 LOGGER = logging.getLogger("dlas")
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
@@ -14,8 +18,11 @@ _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
 
 class _AboveBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # nobody reads any more (`| head`, a closed terminal): the run goes on, and its log file has the lines
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_console() -> None:
@@ -29,7 +36,7 @@ def start_console() -> None:
 
 
 class LogFile:
-    """Context manager: log lines also go to a file while it is open."""
+    """Context manager: log lines also go to a file while it is open, and so does the error that ends it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +47,10 @@ class LogFile:
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOGGER.addHandler(self.handler)
 
-    def __exit__(self, *reason: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:  # shown on the terminal by whoever catches it
+            details = None if isinstance(error, UserError) else (type(error), error, trace)
+            self.handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, "%s", (str(error),), details))
         LOGGER.removeHandler(self.handler)
         self.handler.close()
 

@@ -7,34 +7,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def comparison_sheet(pictures: list[Tensor], gap: int = 4) -> Tensor:
-    """Pictures side by side with white gaps; smaller ones are enlarged pixel by pixel to the last one's height.
+def comparison_sheet(pictures: list[Tensor], size: int = 256, gap: int = 4) -> Tensor:
+    """The middle of pictures side by side, cut so that single pixels can be seen; smaller pictures are enlarged pixel by pixel.
 
     Args:
-        pictures: each (3, h, w) in [0, 1]; the last one sets the height.
-        gap: pixels between them.
+        pictures: the same view in different resolutions, each (3, h, w) in [0, 1]; the last one sets the scale.
+        size: height and width of the part that is shown, in pixels of the last one.
+        gap: white pixels between them.
 
     Returns:
         (3, H, W) in [0, 1].
     """
-    height = pictures[-1].shape[-2]
+    height, width = (min(size, side) for side in pictures[-1].shape[-2:])
+    share = (height / pictures[-1].shape[-2], width / pictures[-1].shape[-1])
     columns = []
     for picture in pictures:
-        picture = picture.detach().float().cpu().clamp(0, 1)
-        if picture.shape[-2] != height:
-            width = round(picture.shape[-1] * height / picture.shape[-2])
-            picture = F.interpolate(picture[None], size=(height, width), mode="nearest")[0]
-        columns += [picture, torch.ones(3, height, gap)]
+        part = _middle(picture.detach().float().cpu().clamp(0, 1), share)
+        if part.shape[-2:] != (height, width):
+            part = F.interpolate(part[None], size=(height, width), mode="nearest")[0]
+        columns += [part, torch.ones(3, height, gap)]
     return torch.cat(columns[:-1], dim=-1)
+
+
+def _middle(picture: Tensor, share: tuple[float, float]) -> Tensor:
+    sides = picture.shape[-2:]
+    extent = [max(1, round(side * part)) for side, part in zip(sides, share, strict=True)]
+    top, left = ((side - length) // 2 for side, length in zip(sides, extent, strict=True))
+    return picture[:, top : top + extent[0], left : left + extent[1]]
 
 
 def grid(batch: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
     """A batch of images (B, C, h, w) in [0, 1] as one picture (3, H, W).
 
-    One channel is shown as grey; of more than three the first three are shown.
+    Of more than three channels the first three are shown, of fewer than three the first one, in grey.
     """
     images = batch.detach().float().cpu().clamp(0, 1)
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    images = images[:, :1].expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
     count, _, height, width = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)

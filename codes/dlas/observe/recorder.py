@@ -45,7 +45,8 @@ class Recorder:
         self._file.flush()
         if writer := self._writer():
             for key, value in values.items():
-                writer.add_scalar(tag + key, value, head["step"])
+                group = "speed/" if not tag and "/" not in key else tag  # rates and memory beside the losses of the steps
+                writer.add_scalar(group + key, value, head["step"])
 
     def image(self, tag: str, image: Tensor, step: int) -> None:
         """A picture, (3, H, W) in [0, 1]."""

@@ -8,6 +8,8 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import yaml
 
 from dlas.config import Config, to_plain
+from dlas.errors import TrainingError
 
 _PACKAGES = ("dlas", "torch", "numpy", "safetensors", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn")
 
@@ -38,6 +41,27 @@ class RunFolder:
         target = self.path.with_name(f"{self.path.name}_archived_{time.strftime('%Y%m%d-%H%M%S')}")
         self.path.rename(target)
         return target
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder; the lock ends with the process, however it ends.
+
+        Raises:
+            TrainingError: another process has it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("a") as file:
+            try:
+                import fcntl  # not on Windows, which goes without
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"another process is training in {self.path}; wait for its end, or give this run another 'name'"
+                ) from error
+            except (ImportError, OSError):  # some network file systems have no locks
+                pass
+            yield
 
     def describe(self, config: Config, source: Path | None, device: str) -> None:
         """Writes config.yml (as given), config.resolved.yml (with every default) and environment.json."""

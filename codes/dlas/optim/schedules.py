@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ class ClosedFormSchedule(Schedule):
 
 
 class TorchSchedule(Schedule):
-    """A scheduler of torch, stepped once per completed step. It remembers where it is, so its state must be saved.
+    """A scheduler of torch, stepped once per completed step. A resume steps it again from the start, so edits of the file hold.
 
     Args:
         scheduler: the scheduler.
@@ -92,17 +93,23 @@ class TorchSchedule(Schedule):
         # Recursive schedulers go on from the groups' rates, where warm-up has left its factor: first take it out again.
         for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        while self.scheduler.last_epoch < step:
+        behind = step - self.scheduler.last_epoch
+        if behind == 1 and step > 1:
             self.scheduler.step()
+        elif behind > 0:
+            with warnings.catch_warnings():  # a resume makes up for the steps of earlier sittings before its first update
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                for _ in range(behind):
+                    self.scheduler.step()
         factor = warmup_factor(step, self.warmup_iter)
         for group in groups:
             group["lr"] = factor * group["lr"]
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.scheduler.state_dict())
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.scheduler.load_state_dict(dict(state))
+        pass
 
 
 def build_schedule(options: Mapping[str, Any], optimizer: Optimizer, niter: int, *, warmup_iter: int = -1) -> Schedule:

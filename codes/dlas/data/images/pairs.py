@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from dlas.data.base import BadSample, Dataset, Request, Sample
+from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.files import ImageArray, read_image, to_tensor, unit_range
 from dlas.errors import ConfigurationError
 from dlas.layers.resize import imresize
@@ -66,13 +66,7 @@ class ImagePairs(Dataset):
         cache: Literal["none", "memory"],
         on_bad_file: Literal["error", "skip"],
     ) -> None:
-        if scale < 1:
-            raise ConfigurationError(f"scale must be 1 or more, got {scale}")
-        if training and (target_size < scale or target_size % scale):
-            smaller = max(target_size // scale, 1) * scale
-            raise ConfigurationError(
-                f"target_size {target_size} is not a multiple of scale {scale}; the nearest are {smaller} and {smaller + scale}"
-            )
+        _check_sizes(training, scale, target_size)
         self.files = list(files)
         self.training = training
         self.scale = scale
@@ -83,6 +77,14 @@ class ImagePairs(Dataset):
         self._use_rot = use_rot
         self._keep = cache == "memory"
         self._kept: dict[int, Planes] = {}
+
+    @classmethod
+    def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
+        if phase != "train":  # whole images, of any size
+            return None
+        scale, size = options["scale"], options["target_size"]
+        _check_sizes(True, scale, size)
+        return {"lq": TensorSpec((3, size // scale, size // scale)), "hq": TensorSpec((3, size, size)), "path": "image.png"}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -154,6 +156,16 @@ class ImagePairs(Dataset):
         if self._use_rot:
             hq, lq = _quarter_turns(hq, int(turn * 4)), _quarter_turns(lq, int(turn * 4))
         return Planes(hq, lq)
+
+
+def _check_sizes(training: bool, scale: int, target_size: int) -> None:
+    if scale < 1:
+        raise ConfigurationError(f"scale must be 1 or more, got {scale}")
+    if training and (target_size < scale or target_size % scale):
+        smaller = max(target_size // scale, 1) * scale
+        raise ConfigurationError(
+            f"target_size {target_size} is not a multiple of scale {scale}; the nearest are {smaller} and {smaller + scale}"
+        )
 
 
 def shrink(image: ImageArray, scale: int) -> ImageArray:
