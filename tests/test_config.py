@@ -336,6 +336,7 @@ def test_a_test_file_takes_networks_and_scale_from_its_run(write, tmp_path):
     text = f"name: t\npath: {{run: {run}}}\ndatasets:\n  val: {{mode: builtin_photos}}\n"
     path = write(text, "eval.yml")
     assert any("there is no run at" in each for each in errors(path, mode="test"))
+    assert [str(p) for p in check(path)] == [str(p) for p in check(path, mode="test")]  # `path.run` and no `train` say so
     (run / "config.resolved.yml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
     tested = load(path, mode="test")
     assert tested.scale == 2

@@ -12,7 +12,7 @@ from dlas.errors import ConfigurationError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     add_file_arguments(parser)
-    parser.add_argument("--mode", choices=("train", "test"), help="what the file is for; by default to train")
+    parser.add_argument("--mode", choices=("train", "test"), help="what the file is for; by default what it looks like")
     parser.add_argument(
         "--as-upstream", action="store_true", help="list every translation of a DL-Art-School spelling, and what it did there"
     )

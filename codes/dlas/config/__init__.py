@@ -32,8 +32,8 @@ def check(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = N
     Args:
         path: the YAML file.
         overrides: `a.b.c=value` texts, applied on top of the file.
-        mode: what the file is for; a file for `test` needs no training part. By default `train`, but `test` for a file of
-            DL-Art-School in which nothing could be trained.
+        mode: what the file is for; a file for `test` needs no training part. By default `train`, but `test` for a file
+            without `train` that names a run (`path.run`), and for one of DL-Art-School in which nothing could be trained.
     """
     return _load(Path(path), overrides, mode)[1]
 
@@ -54,12 +54,12 @@ def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode = "train") 
 
 
 def _load(path: Path, overrides: Sequence[str], wanted: Mode | None) -> tuple[Config | None, list[Problem]]:
-    read = read_tree(path, overrides, wanted or "train")
+    read = read_tree(path, overrides, wanted)
     tree = read.tree
     if tree is None:
         return None, in_order(read.problems)
     cursor = Cursor(tree.mark, "", read.problems)
-    mode: Mode = wanted or ("test" if is_for_testing(tree) else "train")
+    mode: Mode = wanted or ("test" if read.for_testing or is_for_testing(tree) else "train")
     translate(tree, cursor, mode)
     complete = read.complete & _load_plugins(tree, cursor, path)
     config = build(tree, cursor, complete)

@@ -22,21 +22,27 @@ class Read:
         tree: the merged tree, or None if the file itself cannot be read.
         problems: what was wrong on the way.
         complete: False where a part could not be read, so that what is missing may stand there.
+        for_testing: the file is for testing: it was asked for, or the file says so.
     """
 
     tree: MarkedDict | None
     problems: list[Problem] = field(default_factory=list)
     complete: bool = True
+    for_testing: bool = False
 
 
-def read_tree(path: Path, overrides: Sequence[str], mode: str) -> Read:
-    """The merged tree of a file, with what it includes, what the command line overrides, and for testing what its run says."""
+def read_tree(path: Path, overrides: Sequence[str], mode: str | None) -> Read:
+    """The merged tree of a file, with what it includes, what the command line overrides, and for testing what its run says.
+
+    Without a `mode`, a file that names a run (`path.run`) and has no `train` is taken to be for testing.
+    """
     read = _with_includes(path, ())
     if read.tree is None:
         return read
     for text in overrides:
         read.problems += _override(read.tree, text)
-    if mode == "test":
+    read.for_testing = mode == "test" or (mode is None and "train" not in read.tree and _named_run(read.tree) is not None)
+    if read.for_testing:
         problems = _take_from_run(read.tree)
         read.problems += problems
         read.complete &= not problems
@@ -123,18 +129,24 @@ def _override(tree: MarkedDict, text: str) -> list[Problem]:
     return []
 
 
-def _take_from_run(tree: MarkedDict) -> list[Problem]:
+def _named_run(tree: MarkedDict) -> str | None:
     section = tree.get("path")
-    if not isinstance(section, MarkedDict) or not isinstance(section.get("run"), str):
+    run = section.get("run") if isinstance(section, MarkedDict) else None
+    return run if isinstance(run, str) else None
+
+
+def _take_from_run(tree: MarkedDict) -> list[Problem]:
+    named = _named_run(tree)
+    if named is None:
         return []
-    place = section.value_marks["run"]
-    file = Path(section["run"]) / "config.resolved.yml"
+    place = tree["path"].value_marks["run"]
+    file = Path(named) / "config.resolved.yml"
     try:
         found = file.is_file()
     except (OSError, ValueError):  # longer than any path can be
         found = False
     if not found:
-        return [Problem(place, "path.run", f"there is no run at {section['run']} ({file} is missing)", "train it first")]
+        return [Problem(place, "path.run", f"there is no run at {named} ({file} is missing)", "train it first")]
     run, problems = read_yaml(file)
     if not isinstance(run, MarkedDict):
         return problems or [Problem(place, "path.run", f"{file} is empty", "train the run again")]

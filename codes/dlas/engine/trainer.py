@@ -422,6 +422,8 @@ class Trainer:
             LOGGER.info("network %s: %s, %s parameters, %s", key, config.networks[key].which_model, f"{count:,}", role)
         for key, dataset in self.datasets.items():
             LOGGER.info("data set %s: %s, %s samples", key, config.datasets[key].mode, f"{len(dataset):,}")
+        if len(self.datasets["train"]) < self.batch_size:
+            LOGGER.info("a batch of %d takes some samples of the training set more than once", self.batch_size)
         for problem in config.notices:
             if problem.severity == "warning":
                 LOGGER.warning("%s", problem)
