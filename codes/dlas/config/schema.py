@@ -239,6 +239,20 @@ class Config(Section):
 
     notices: list[Problem] = field(default_factory=list, repr=False, metadata={"internal": True})
 
+    def evaluation_injectors(self) -> list[tuple[str, InjectorConfig]]:
+        """What runs in evaluation, by name: `eval.injectors`, else those of the step that makes the output, else all steps'."""
+        if self.eval.injectors:
+            return list(self.eval.injectors.items())
+        chosen: list[tuple[str, InjectorConfig]] = []
+        for step in self.steps.values():
+            own = list((step.injectors or {}).items())  # the checker builds sections with faults, too
+            for _, section in own:
+                out = section.options.get("out")
+                if self.eval.output_state == out or (isinstance(out, list) and self.eval.output_state in out):
+                    return own
+            chosen += own
+        return chosen
+
 
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls

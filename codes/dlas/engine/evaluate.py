@@ -18,7 +18,7 @@ from dlas.engine.device import memory_format
 from dlas.engine.ema import ModelEma
 from dlas.engine.microbatch import to_device
 from dlas.engine.precision import Precision
-from dlas.engine.step import GatedInjector, State, build_injectors
+from dlas.engine.step import State, build_injectors
 from dlas.errors import TrainingError
 from dlas.injectors.networks import evaluation_mode
 from dlas.layers.resize import imresize
@@ -73,7 +73,7 @@ class Evaluator:
         self.precision = precision
         self.device = device
         self.layout = memory_format(config.memory_format)
-        self.injectors = self._injectors()
+        self.injectors = build_injectors(config.evaluation_injectors())
         self.crop = config.scale if self.section.crop_border is None else self.section.crop_border
         # The baseline's figures by data set: of each picture, and of the set. They are the same at every validation.
         self._baselines: dict[int, tuple[dict[str, dict[str, float]], dict[str, float]]] = {}
@@ -165,17 +165,3 @@ class Evaluator:
             if value is not None:
                 values[metric_name] = float(value)
         return values
-
-    def _injectors(self) -> list[GatedInjector]:
-        if self.section.injectors:
-            return build_injectors(self.section.injectors)
-        # Without injectors of its own, evaluation takes those of the step that makes the output. The checker says so where that
-        # step needs another one.
-        for step in self.config.steps.values():
-            if any(_writes(section.options.get("out"), self.section.output_state) for section in step.injectors.values()):
-                return build_injectors(step.injectors)
-        return [injector for step in self.config.steps.values() for injector in build_injectors(step.injectors)]
-
-
-def _writes(out: Any, key: str) -> bool:
-    return out == key or (isinstance(out, list) and key in out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class GatedInjector:
         return new
 
 
-def build_injectors(sections: Mapping[str, InjectorConfig]) -> list[GatedInjector]:
+def build_injectors(sections: Iterable[tuple[str, InjectorConfig]]) -> list[GatedInjector]:
     """The injectors of a step or of `eval`, in order."""
     return [
         GatedInjector(
@@ -77,7 +77,7 @@ def build_injectors(sections: Mapping[str, InjectorConfig]) -> list[GatedInjecto
             section.eval,
             section.no_grad,
         )
-        for name, section in sections.items()
+        for name, section in sections
     ]
 
 
@@ -120,7 +120,7 @@ class TrainingStep:
         self.runs = Gate(config.after, config.before)
         self.trains = Gate(every=config.every)
         self.clip_norm = config.clip_grad_eps
-        self.injectors = build_injectors(config.injectors)
+        self.injectors = build_injectors(config.injectors.items())
         self.losses = [
             GatedLoss(
                 loss_name,

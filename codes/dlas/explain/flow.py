@@ -142,18 +142,8 @@ def validation_flow(config: Config) -> Flow | None:
 
 
 def validation_injectors(config: Config) -> dict[str, InjectorConfig]:
-    """Those of `eval`; without any, those of the step that makes the output. Those for training only are left out."""
-    chosen: dict[str, InjectorConfig] = {}
-    if config.eval.injectors:
-        chosen.update(config.eval.injectors)
-    else:
-        for step in config.steps.values():
-            own = dict(step.injectors)
-            if any(config.eval.output_state in _keys(each.options.get("out")) for each in own.values()):
-                chosen = own
-                break
-            chosen.update(own)
-    return {name: each for name, each in chosen.items() if not each.train}
+    """Those that run in evaluation, by name; the ones for training only are left out."""
+    return {name: each for name, each in config.evaluation_injectors() if not each.train}
 
 
 def _step_band(name: str, step: StepConfig, config: Config) -> Band:

@@ -14,7 +14,6 @@ from fractions import Fraction
 from dlas.config.problems import Problem
 from dlas.config.schema import Component, Config, DatasetConfig, InjectorConfig, NetworkConfig
 from dlas.config.wiring.components import Facts, at, entry_of, facts, option
-from dlas.config.wiring.state import evaluation_injectors
 
 _IN_CHANNELS = ("in_nc", "num_in_ch")
 _SIDES = ("image_size", "input_size")
@@ -84,7 +83,7 @@ def _follow_evaluation(config: Config, dataset: DatasetConfig, problems: list[Pr
     if not _gives_pairs(dataset) or not scale:
         return False
     pictures: Pictures = {"hq": Picture(3, Fraction(1)), "lq": Picture(3, Fraction(1, scale))}
-    for section in evaluation_injectors(config):
+    for _, section in config.evaluation_injectors():
         if not section.train:
             _apply(config, section, pictures, problems, training=False)
     keys = config.eval

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dlas.config.problems import Problem
-from dlas.config.schema import Config, DatasetConfig, InjectorConfig
+from dlas.config.schema import Config, DatasetConfig
 from dlas.config.source import Mark
 from dlas.config.typespec import Cursor
 from dlas.config.wiring.components import Facts, Reference, at, chosen, entry_of, facts
@@ -52,21 +52,6 @@ def check_state(config: Config, problems: list[Problem], training: bool) -> set[
     if training:
         checker.unread()
     return checker.said
-
-
-def evaluation_injectors(config: Config) -> list[InjectorConfig]:
-    """What runs in evaluation: `eval.injectors`, else those of the step that makes the output, else those of all steps."""
-    if config.eval.injectors:
-        return list(config.eval.injectors.values())
-    chosen: list[InjectorConfig] = []
-    for step in config.steps.values():
-        own = list((step.injectors or {}).values())
-        for section in own:
-            out = section.options.get("out")
-            if config.eval.output_state == out or (isinstance(out, list) and config.eval.output_state in out):
-                return own
-        chosen += own
-    return chosen
 
 
 class _Checker:
@@ -172,7 +157,7 @@ class _Checker:
         """Follows the injectors of an evaluation on one data set."""
         state = self._provided(dataset)
         state.open |= self.config.eval.damaged or any(step.damaged for step in self.config.steps.values())
-        for section in evaluation_injectors(self.config):
+        for _, section in self.config.evaluation_injectors():
             if section.train:
                 continue
             found = facts(section, self.problems)
