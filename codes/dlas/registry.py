@@ -194,7 +194,8 @@ DATASETS = Registry("dataset", "DATASETS", "dlas.data")
 METRICS = Registry("metric", "METRICS", "dlas.metrics")
 OPTIMIZERS = Registry("optimizer", "OPTIMIZERS", "dlas.optim")
 SCHEDULES = Registry("schedule", "SCHEDULES", "dlas.optim")
-REGISTRIES = (ARCHS, INJECTORS, LOSSES, DATASETS, METRICS, OPTIMIZERS, SCHEDULES)
+DEGRADATIONS = Registry("degradation", "DEGRADATIONS", "dlas.degradations")
+REGISTRIES = (ARCHS, INJECTORS, LOSSES, DATASETS, METRICS, OPTIMIZERS, SCHEDULES, DEGRADATIONS)
 
 
 def load_plugin(reference: str, base: Path) -> str:

@@ -3,16 +3,17 @@
 The configuration layer reads these annotations from the source text (nothing is imported), so a component is checked, wired
 and documented by its signature alone:
 
-==================  ==========================================================================================
-annotation          meaning in YAML
-==================  ==========================================================================================
-``StateIn``         name of a state key that is read
-``StateIns``        a state key, or a (nested) list of keys and literals; the string ``None`` stands for no value
-``StateOut``        name of a state key that is written
-``StateOuts``       a state key or a list of keys that are written
-``NetworkName``     name of an entry under ``networks``
-``PositiveInt`` ..  a number with a range
-==================  ==========================================================================================
+======================  ======================================================================================
+annotation              meaning in YAML
+======================  ======================================================================================
+``StateIn``             name of a state key that is read
+``StateIns``            a state key, or a (nested) list of keys and literals; the string ``None`` stands for no value
+``StateOut``            name of a state key that is written
+``StateOuts``           a state key or a list of keys that are written
+``NetworkName``         name of an entry under ``networks``
+``PositiveInt`` ..      a number with a range
+``DegradationOptions``  a degradation and its options: `{type: realesrgan}`
+======================  ======================================================================================
 
 A parameter whose name is a Python keyword ends in an underscore in Python and not in YAML (``in_`` is ``in``).
 """
@@ -26,6 +27,7 @@ StateIns: TypeAlias = Any
 StateOut: TypeAlias = str
 StateOuts: TypeAlias = str | list[str]
 NetworkName: TypeAlias = str
+DegradationOptions: TypeAlias = dict[str, Any]
 
 PositiveInt: TypeAlias = int
 NonNegativeInt: TypeAlias = int

@@ -18,7 +18,6 @@ NOT_BUILT_YET = {
     "sr/manifest_realesr_*": "compact super-resolution networks",
     "sr/golden_unet_discriminator_*": "U-Net discriminator",
     "sr/manifest_UNetDiscriminator*": "U-Net discriminator",
-    "sr/golden_realesrgan_degradations*": "Real-ESRGAN degradations",
     "sr/golden_stylegan2_*": "StyleGAN2",
     "sr/manifest_stylegan2_*": "StyleGAN2",
     "sr/golden_switched_*": "switched convolutions",

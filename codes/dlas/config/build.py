@@ -10,7 +10,7 @@ from typing import Any
 from dlas.config import torch_classes
 from dlas.config.announced import note_not_built
 from dlas.config.homes import belongs_elsewhere
-from dlas.config.schema import SECTIONS, Component, Config, ScheduleConfig, Section, StepConfig
+from dlas.config.schema import NESTED, SECTIONS, Component, Config, ScheduleConfig, Section, StepConfig
 from dlas.config.source import MarkedDict, plain
 from dlas.config.typespec import INVALID, Cursor, Spec, mismatch, parse_type
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Parameter, Registry, nearest, python_name, yaml_name
@@ -55,10 +55,20 @@ class _Builder:
         self.complete = complete
         self.named = {name: self._spec(cls) for name, cls in SECTIONS.items()}
         self.named["MetricName"] = Spec("the name of a metric", _metric)
+        self.named.update({name: self._nested(cls) for name, cls in NESTED.items()})
         self.specs: dict[str, Spec] = {}
 
     def _spec(self, cls: type[Section]) -> Spec:
         return Spec("a mapping", lambda value, cursor: self.section(cls, value, cursor), dict)
+
+    def _nested(self, cls: type[Component]) -> Spec:
+        """An option that is a component itself, as the plain mapping that its constructor takes."""
+
+        def convert(value: Any, cursor: Cursor) -> Any:
+            section = self.section(cls, value, cursor)
+            return INVALID if section is INVALID or section.damaged else to_plain(section)
+
+        return Spec(f"a mapping with the type of a {cls.REGISTRY.kind}", convert, dict)
 
     def section(self, cls: type[Section], node: Any, cursor: Cursor) -> Any:
         if node is None and not _needs_a_key(cls):
@@ -156,7 +166,7 @@ class _Builder:
         for key, value in options.items():
             parameter = entry.parameter(python_name(key, entry))
             if parameter is not None:
-                converted = parse_type(parameter.annotation).convert(value, cursor.value(options, key))
+                converted = self.spec(parameter.annotation).convert(value, cursor.value(options, key))
                 if converted is not INVALID:
                     result[key] = plain(converted)
             elif entry.accepts_any:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from dlas.config.problems import Problem
 from dlas.config.source import Mark, MarkedDict
-from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES, SCHEDULES, Registry
+from dlas.registry import ARCHS, DATASETS, DEGRADATIONS, INJECTORS, LOSSES, SCHEDULES, Registry
 from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 MetricName: TypeAlias = str
@@ -126,6 +126,15 @@ class ScheduleConfig(Component):
     REGISTRY: ClassVar[Registry] = SCHEDULES
 
     type: str = req("name of the schedule")
+
+
+@dataclass(kw_only=True)
+class DegradationConfig(Component):
+    """How low-quality images are made of high-quality ones; an option of data sets and injectors."""
+
+    REGISTRY: ClassVar[Registry] = DEGRADATIONS
+
+    type: str = req("registered degradation")
 
 
 @dataclass(kw_only=True)
@@ -261,3 +270,6 @@ SECTIONS: dict[str, type[Section]] = {
         EvalConfig, LoggerConfig, PathConfig, Config,
     )
 }  # fmt: skip
+
+NESTED: dict[str, type[Component]] = {"DegradationOptions": DegradationConfig}
+"""Annotations of options that are components themselves, and what stands there: a mapping with a name and options."""

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dlas.config.schema import SECTIONS, Component, Config, DatasetConfig, NetworkConfig, Section
+from dlas.config.schema import NESTED, SECTIONS, Component, Config, DatasetConfig, NetworkConfig, Section
 from dlas.config.typespec import Spec, parse_type
 from dlas.errors import ConfigurationError
 from dlas.explain.docstrings import Docstring, parse_docstring
@@ -48,7 +48,9 @@ class Option:
     @property
     def type_words(self) -> str:
         """Its type as the checker's messages call it."""
-        return parse_type(self.annotation, {name: _a_section(cls) for name, cls in SECTIONS.items()}).description
+        named = {name: _named(f"section `{place_of(cls).name}`") for name, cls in SECTIONS.items()}
+        named |= {name: _named(f"a {cls.REGISTRY.kind}") for name, cls in NESTED.items()}
+        return parse_type(self.annotation, named).description
 
     @property
     def default_words(self) -> str:
@@ -58,8 +60,8 @@ class Option:
         return "required" if self.required else in_yaml(self.default)
 
 
-def _a_section(cls: type[Section]) -> Spec:
-    return Spec(f"section `{place_of(cls).name}`", lambda value, cursor: value)
+def _named(words: str) -> Spec:
+    return Spec(words, lambda value, cursor: value)
 
 
 def in_yaml(value: Any) -> str:
@@ -219,7 +221,7 @@ def find_section(name: str) -> Place:
 
 def component_section(registry: Registry) -> type[Component] | None:
     """The section that configures components of a kind; None for metrics and optimisers, which stand inside other sections."""
-    for cls in SECTIONS.values():
+    for cls in (*SECTIONS.values(), *NESTED.values()):
         if issubclass(cls, Component) and cls.REGISTRY is registry:
             return cls
     return None

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dlas.config.legacy.vocabulary import KEYS
-from dlas.config.schema import SECTIONS, Component, Config, EvalConfig, ScheduleConfig, Section, StepConfig
+from dlas.config.schema import NESTED, SECTIONS, Component, Config, EvalConfig, ScheduleConfig, Section, StepConfig
 from dlas.explain.catalogue import Option, documentation, keys_of, options_of, sections_in, shipped
 from dlas.explain.json_types import Schema, json_type
 from dlas.explain.listing import paragraphs_of
@@ -36,9 +36,10 @@ _OLDER = "A spelling of DL-Art-School's; `dlas check` tells what becomes of it."
 def json_schema() -> Schema:
     """The schema of a whole file."""
     definitions: dict[str, Schema] = {}
-    for cls in SECTIONS.values():
+    sections: list[type[Section]] = [*SECTIONS.values(), *NESTED.values()]
+    for cls in sections:
         definitions.update(_shapes(cls))
-    for cls in SECTIONS.values():
+    for cls in sections:
         definitions[f"complete.{cls.__name__}"] = _complete(cls)
         definitions[f"names.{cls.__name__}"] = _names(cls)
     used = _reachable(definitions, {"Config", "complete.Config", "names.Config"})
@@ -130,6 +131,8 @@ def _property(option: Option, registry: Registry | None = None) -> Schema:
 
 
 def _reference(name: str) -> Schema | None:
+    if name in NESTED:
+        return {"$ref": f"#/$defs/{NESTED[name].__name__}"}
     return {"$ref": f"#/$defs/{name}"} if name in SECTIONS else None
 
 
