@@ -119,6 +119,65 @@ def _greyscale(image: FloatImage, severity: float, rng: np.random.Generator, blu
     return np.repeat(image.mean(axis=2, keepdims=True, dtype=np.float32), 3, axis=2)
 
 
+def _jitter(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
+    """Brightness, contrast, saturation and hue, each by up to a fifth."""
+    brightness, contrast, saturation = rng.uniform(1 - 0.2 * severity, 1 + 0.2 * severity, 3).tolist()
+    hue = float(rng.uniform(-0.2, 0.2)) * severity
+    image = np.clip(image * np.float32(brightness), 0, 1)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    image = np.clip((image - grey.mean()) * np.float32(contrast) + grey.mean(), 0, 1).astype(np.float32)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue in degrees
+    hsv[:, :, 0] = (hsv[:, :, 0] + 360 * hue) % 360
+    hsv[:, :, 1] = np.clip(hsv[:, :, 1] * saturation, 0, 1)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32)
+
+
+def _motion_blur(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
+    """Along a line of up to 15 pixels (times the blur scale) in any direction."""
+    length = 1 + 2 * round(7 * severity * blur_scale)
+    angle = float(rng.uniform(0, 180))
+    if length == 1:
+        return image
+    kernel = np.zeros((length, length), np.float32)
+    kernel[length // 2] = 1
+    turn = cv2.getRotationMatrix2D((length // 2, length // 2), angle, 1.0)
+    kernel = cv2.warpAffine(kernel, turn, (length, length), flags=cv2.INTER_LINEAR)
+    return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101).astype(np.float32)
+
+
+def _block_noise(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
+    """Up to a tenth of the blocks of 8 x 8 pixels lose their detail, as where a video's data are lost."""
+    image = image.copy()
+    rows, columns = -(-image.shape[0] // 8), -(-image.shape[1] // 8)
+    for row, column in np.argwhere(rng.random((rows, columns)) < 0.1 * severity):
+        block = image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        block[:] = block.mean(axis=(0, 1))
+    return image
+
+
+def _color_shift(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
+    """Each channel brighter or darker by up to a tenth."""
+    return np.clip(image + (rng.uniform(-0.1, 0.1, 3) * severity).astype(np.float32), 0, 1)
+
+
+def _interlacing(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
+    """Every other row up to four pixels to the left or right, as in interlaced video of something that moves."""
+    shift = round(4 * severity) * (1 if rng.random() < 0.5 else -1)
+    image = image.copy()
+    image[1::2] = np.roll(image[1::2], shift, axis=1)
+    return image
+
+
+def _aberration(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
+    """Red larger and blue smaller by up to 1 %, about the middle."""
+    height, width = image.shape[:2]
+    channels = []
+    for channel, factor in zip(cv2.split(image), (1 + 0.01 * severity, 1.0, 1 - 0.01 * severity), strict=True):
+        matrix = np.float32([[factor, 0, (1 - factor) * (width - 1) / 2], [0, factor, (1 - factor) * (height - 1) / 2]])
+        channels.append(cv2.warpAffine(channel, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101))
+    return cv2.merge(channels).astype(np.float32)
+
+
 def _jpeg(least: int, span: int) -> Corruption:
     """JPEG compression with a quality from `least + span` (severity 0) down to `least`."""
 
@@ -137,7 +196,13 @@ def _jpeg(least: int, span: int) -> Corruption:
 CORRUPTIONS: dict[str, Corruption] = {
     "none": _nothing,
     "color_quantization": _quantise,
+    "color_jitter": _jitter,
+    "color_shift": _color_shift,
     "gaussian_blur": _blur,
+    "motion_blur": _motion_blur,
+    "block_noise": _block_noise,
+    "interlacing": _interlacing,
+    "chromatic_aberration": _aberration,
     "lq_resampling": _resampling,
     "lq_resampling4x": _resampling_by_four,
     "noise": _noise,
@@ -150,4 +215,5 @@ CORRUPTIONS: dict[str, Corruption] = {
     "saturation": _saturation,
     "greyscale": _greyscale,
 }
-"""By name, as DL-Art-School's files call them."""
+"""By name, as DL-Art-School's files call them. Five of them did nothing or failed there (motion_blur, block_noise, color_shift,
+interlacing, chromatic_aberration); here they do what their names say."""
