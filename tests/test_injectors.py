@@ -96,6 +96,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "decompose_dimension": ({"in": "x", "out": "o", "dim": 2}, image_state()),
     "recompose_dimension": ({"in": "x", "out": "o", "reverse_shape": "shape", "reverse_permute": "order"}, DECOMPOSED),
     "for_each": ({"in": "x", "out": "o", "subtype": "add_noise", "scale": 0.1}, image_state()),
+    "degrade": ({"in": "x", "out": "o", "scale": 2, "degradation": {"type": "bsrgan"}}, image_state()),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
 }
 

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-_LIBRARY = torch.library.Library("torchvision", "DEF")  # torchvision's binary wants CUDA; its Python parts need these names only
+_LIBRARY = torch.library.Library(
+    "torchvision", "DEF"
+)  # torchvision's binary wants CUDA; its Python parts need these names only
 for _name in ("nms", "qnms"):
     _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 sys.modules["torchvision.transforms.functional_tensor"] = __import__(  # the place where older torchvision had it

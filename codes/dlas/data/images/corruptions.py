@@ -129,7 +129,7 @@ def _jitter(image: FloatImage, severity: float, rng: np.random.Generator, blur_s
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue in degrees
     hsv[:, :, 0] = (hsv[:, :, 0] + 360 * hue) % 360
     hsv[:, :, 1] = np.clip(hsv[:, :, 1] * saturation, 0, 1)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.float32)
 
 
 def _motion_blur(image: FloatImage, severity: float, rng: np.random.Generator, blur_scale: float) -> FloatImage:
@@ -138,10 +138,10 @@ def _motion_blur(image: FloatImage, severity: float, rng: np.random.Generator, b
     angle = float(rng.uniform(0, 180))
     if length == 1:
         return image
-    kernel = np.zeros((length, length), np.float32)
-    kernel[length // 2] = 1
+    line = np.zeros((length, length), np.float32)
+    line[length // 2] = 1
     turn = cv2.getRotationMatrix2D((length // 2, length // 2), angle, 1.0)
-    kernel = cv2.warpAffine(kernel, turn, (length, length), flags=cv2.INTER_LINEAR)
+    kernel = np.asarray(cv2.warpAffine(line, turn, (length, length), flags=cv2.INTER_LINEAR))
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101).astype(np.float32)
 
 
@@ -173,7 +173,9 @@ def _aberration(image: FloatImage, severity: float, rng: np.random.Generator, bl
     height, width = image.shape[:2]
     channels = []
     for channel, factor in zip(cv2.split(image), (1 + 0.01 * severity, 1.0, 1 - 0.01 * severity), strict=True):
-        matrix = np.float32([[factor, 0, (1 - factor) * (width - 1) / 2], [0, factor, (1 - factor) * (height - 1) / 2]])
+        matrix = np.array(
+            [[factor, 0, (1 - factor) * (width - 1) / 2], [0, factor, (1 - factor) * (height - 1) / 2]], np.float32
+        )
         channels.append(cv2.warpAffine(channel, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101))
     return cv2.merge(channels).astype(np.float32)
 
@@ -215,5 +217,5 @@ CORRUPTIONS: dict[str, Corruption] = {
     "saturation": _saturation,
     "greyscale": _greyscale,
 }
-"""By name, as DL-Art-School's files call them. Five of them did nothing or failed there (motion_blur, block_noise, color_shift,
-interlacing, chromatic_aberration); here they do what their names say."""
+"""By name, as DL-Art-School's files call them; motion_blur, block_noise, color_shift, interlacing and chromatic_aberration did
+nothing or failed there."""
