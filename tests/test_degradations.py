@@ -290,6 +290,15 @@ def test_the_injector_refuses_sizes_that_do_not_go_together():
         injector(target_size=200, out_hq="crop")({"hq": torch.rand(1, 3, 96, 120)}, Context({}, positions=[0]))
 
 
+@pytest.mark.parametrize(("height", "width"), [(12, 9), (30, 4), (2, 2)])
+def test_images_smaller_than_a_kernel_are_mirrored_as_often_as_it_takes(height, width):
+    image = photograph()[:height, :width].copy()
+    for operation in (Blur(bivariate_gaussian(21, 4, 2, 0.5), "gaussian"), Sharpen()):
+        one = host.apply(image, operation, torch.Generator())
+        two = device.apply(tensor(image), operation, torch.Generator())[0].permute(1, 2, 0).numpy()
+        assert np.abs(one - two).max() < 2e-5
+
+
 def test_opencv_leaves_its_input_alone():
     image = photograph()
     copy = image.copy()

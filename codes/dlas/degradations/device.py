@@ -63,13 +63,13 @@ def filter2d(image: Tensor, kernel: Tensor) -> Tensor:
     """Correlates each image with its kernel, all channels alike; the border is mirrored without repeating the edge.
 
     Args:
-        image: (B, C, H, W), sides of more than k / 2 pixels.
+        image: (B, C, H, W).
         kernel: (B, k, k), or (1, k, k) for all images; k odd.
     """
     batch, channels, height, width = image.shape
     size = kernel.shape[-1]
     margin = size // 2
-    padded_image = F.pad(image, (margin,) * 4, mode="reflect")
+    padded_image = _mirrored(_mirrored(image, margin, -1), margin, -2)
     if len(kernel) == 1:
         planes = padded_image.reshape(batch * channels, 1, *padded_image.shape[-2:])
         return F.conv2d(planes, kernel[:, None]).view(batch, channels, height, width)
@@ -128,6 +128,15 @@ def _separable(image: Tensor, kernel: Tensor) -> Tensor:
     batch, channels, height, width = image.shape
     margin = len(kernel) // 2
     planes = image.reshape(batch * channels, 1, height, width)
-    planes = F.conv2d(F.pad(planes, (margin, margin, 0, 0), mode="reflect"), kernel.view(1, 1, 1, -1))
-    planes = F.conv2d(F.pad(planes, (0, 0, margin, margin), mode="reflect"), kernel.view(1, 1, -1, 1))
+    planes = F.conv2d(_mirrored(planes, margin, -1), kernel.view(1, 1, 1, -1))
+    planes = F.conv2d(_mirrored(planes, margin, -2), kernel.view(1, 1, -1, 1))
     return planes.view(batch, channels, height, width)
+
+
+def _mirrored(image: Tensor, margin: int, dim: int) -> Tensor:
+    """Continued on both sides of a dimension by its mirror image without the edge, as often as it takes."""
+    length = image.shape[dim]
+    if margin < length:
+        return F.pad(image, (margin, margin, 0, 0) if dim == -1 else (0, 0, margin, margin), mode="reflect")
+    place = torch.arange(-margin, length + margin, device=image.device).abs() % max(2 * length - 2, 1)
+    return image.index_select(dim, torch.minimum(place, 2 * length - 2 - place).clamp(min=0))
