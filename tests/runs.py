@@ -14,6 +14,9 @@ import toys  # noqa: F401  # registers its components
 from dlas.config import Config, load
 from dlas.engine.trainer import Trainer
 
+CLOCK = {"seconds", "iterations_per_second", "samples_per_second", "data_wait_share", "peak_memory_mb"}
+"""Entries of a row that depend on the clock and the machine."""
+
 
 def configure(folder: Path, text: str, *overrides: str) -> Config:
     """The configuration in `text`, with its run folder below `folder`."""
@@ -35,9 +38,8 @@ def batches(trainer: Trainer, count: int) -> list[dict[str, Any]]:
 
 def rows(folder: Path, phase: str) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl, without what depends on the wall clock."""
-    clock = {"seconds", "iterations_per_second", "samples_per_second", "data_wait_share", "peak_memory_mb"}
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in clock} for row in parsed if row["phase"] == phase]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in parsed if row["phase"] == phase]
 
 
 def checkpoint_tensors(path: Path) -> dict[str, Tensor]:

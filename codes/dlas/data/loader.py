@@ -34,8 +34,8 @@ class Loader:
         bad_files: every unusable file met so far and why, under `on_bad_file: skip`.
     """
 
-    def __init__(self, fetched: Iterator[_Fetched], crew: _Crew | None) -> None:
-        self.bad_files: dict[str, str] = {}
+    def __init__(self, fetched: Iterator[_Fetched], crew: _Crew | None, bad_files: dict[str, str] | None = None) -> None:
+        self.bad_files: dict[str, str] = {} if bad_files is None else bad_files
         self._fetched: Iterator[_Fetched] | None = fetched
         self._crew = crew
 
@@ -93,6 +93,7 @@ def build_loader(
     prefetch_factor: int = 2,
     world_size: int = 1,
     rank: int = 0,
+    bad_files: dict[str, str] | None = None,
 ) -> Loader:
     """Builds the endless iterator of a rank's batches. Its batches do not depend on `n_workers` or where it was entered.
 
@@ -106,12 +107,13 @@ def build_loader(
         prefetch_factor: batches that each worker reads ahead.
         world_size: number of ranks.
         rank: this rank.
+        bad_files: those that earlier sittings of the run have met; takes the new ones.
     """
     requests = batches(order, batch_size, start_position, world_size, rank)
     pin = pin_memory and torch.cuda.is_available()
     if n_workers == 0:
         in_process = (_fetch(dataset, each) for each in requests)
-        return Loader(map(_pin, in_process) if pin else in_process, None)
+        return Loader(map(_pin, in_process) if pin else in_process, None, bad_files)
 
     dataset.prepare()
     crew = _Crew(dataset, n_workers)
@@ -129,7 +131,7 @@ def build_loader(
                 generator=torch.Generator(),  # its own, or it would draw from the run's
             )
         )
-    return Loader(fetched, crew)
+    return Loader(fetched, crew, bad_files)
 
 
 def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None) -> Iterator[Batch]:

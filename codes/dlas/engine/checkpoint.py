@@ -2,7 +2,7 @@
 
 checkpoints/<step>/<network>.safetensors        weights with the published key names
                    <network>.ema.safetensors    their average
-                   optimizers.safetensors       tensors of the optimisers, scalers and schedules
+                   optimizers.safetensors       tensors of the optimisers, scalers, schedules and of the log row that is being averaged
                    state.json                   everything else that a restart needs
                    manifest.json                size and sha256 of each of the above
 checkpoints/latest                              name of the newest complete folder
@@ -52,6 +52,7 @@ class Snapshot:
         emas: state dict of each average.
         progress: counters and best figures, as JSON values.
         optimizers: nested state of optimisers, scalers and schedules (tensors and JSON values).
+        meter: figures of the log row that is being averaged; empty at the end of a row, and in checkpoints of older versions.
     """
 
     step: int
@@ -59,6 +60,7 @@ class Snapshot:
     emas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
     optimizers: dict[str, Any] = field(default_factory=dict)
+    meter: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, snapshot: Snapshot) -> Path:
@@ -96,11 +98,17 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     else:
         partial.rename(target)
     _sync_folder(folder)
+    point_to(target)
+    return target
+
+
+def point_to(checkpoint: Path) -> None:
+    """Makes `latest` name a checkpoint. A restart does so too: the run may have been killed before it came to that."""
+    folder = checkpoint.parent
     pointer = folder / ".latest"
-    _write_text(pointer, target.name)
+    _write_text(pointer, checkpoint.name)
     pointer.replace(folder / "latest")
     _sync_folder(folder)
-    return target
 
 
 def _write(partial: Path, snapshot: Snapshot) -> None:
@@ -110,7 +118,12 @@ def _write(partial: Path, snapshot: Snapshot) -> None:
     for name, weights in snapshot.emas.items():
         _save_tensors(partial / f"{name}.ema.safetensors", weights)
     tensors: dict[str, Tensor] = {}
-    state = {"step": snapshot.step, "progress": snapshot.progress, "optimizers": pack(snapshot.optimizers, tensors)}
+    state = {
+        "step": snapshot.step,
+        "progress": snapshot.progress,
+        "optimizers": pack(snapshot.optimizers, tensors),
+        "meter": pack(snapshot.meter, tensors, "meter"),
+    }
     _save_tensors(partial / OPTIMIZERS, tensors)
     _write_text(partial / STATE, json.dumps(state))
     files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
@@ -134,8 +147,9 @@ def load(path: Path) -> Snapshot:
             emas[file.name.removesuffix(".ema.safetensors")] = load_file(file)
         elif file.name != OPTIMIZERS:
             networks[file.name.removesuffix(".safetensors")] = load_file(file)
-    optimizers = unpack(state["optimizers"], load_file(path / OPTIMIZERS))
-    return Snapshot(state["step"], networks, emas, state["progress"], optimizers)
+    tensors = load_file(path / OPTIMIZERS)
+    optimizers, meter = unpack(state["optimizers"], tensors), unpack(state.get("meter", {"dict": []}), tensors)
+    return Snapshot(state["step"], networks, emas, state["progress"], optimizers, meter)
 
 
 def find_fault(path: Path) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,16 +25,29 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """The weighted mean of each name since the last call."""
-        names = list(self._values)
-        if not names:
+        if not self._values:
             return {}
-        flat = torch.stack([value.float() for name in names for value in self._values[name]]).tolist()
+        flat = self._flat().tolist()
         means, start = {}, 0
-        for name in names:
-            weights = self._weights[name]
+        for name, weights in self._weights.items():
             values = flat[start : start + len(weights)]
             means[name] = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
             start += len(weights)
         self._values.clear()
         self._weights.clear()
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was added since the last `read`, for a checkpoint; does not wait for the device. Empty if there is nothing."""
+        if not self._values:
+            return {}
+        return {"weights": {name: list(weights) for name, weights in self._weights.items()}, "values": self._flat()}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from a `state_dict`: the next `read` gives the bits that it would have given there."""
+        self._weights = {name: list(weights) for name, weights in state.get("weights", {}).items()}
+        values = iter(state["values"].to(device).unbind() if self._weights else ())
+        self._values = {name: [next(values) for _ in weights] for name, weights in self._weights.items()}
+
+    def _flat(self) -> Tensor:
+        return torch.stack([value.float() for values in self._values.values() for value in values])

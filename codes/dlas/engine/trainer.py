@@ -49,6 +49,8 @@ class Progress:
         samples: training samples taken.
         seconds: time spent in this and earlier sittings.
         best: best mean of each validation metric, by set and name, with its step.
+        validated: step of the latest validation; a request to stop puts one off that is due.
+        bad_files: unusable files that were skipped, and why.
         resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
     """
 
@@ -56,6 +58,8 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    validated: int = 0
+    bad_files: dict[str, str] = field(default_factory=dict)
     resume_state: str | None = None
 
 
@@ -151,7 +155,7 @@ class Trainer:
             self._restore()
             self.folder.describe(self.config, self.source, str(self.device))
             self._announce()
-            if self.progress.step >= self.settings.niter:
+            if self.progress.step >= self.settings.niter and not self._owes_validation():
                 LOGGER.info(
                     "this run is complete at step %d; raise train.niter to go on, or start anew with --resume never",
                     self.progress.step,
@@ -187,11 +191,13 @@ class Trainer:
             if stop.signal is None:
                 self.validate()
             self.save()
-        self._report_end(loader)
+        self._report_end()
 
     def advance(self, loader: Loader, target: int, stop: StopRequest) -> None:
         """Iterates until `target` completed iterations or a request to stop, logging, validating and saving on the way."""
-        progress, logger, val_freq = self.progress, self.config.logger, self.settings.val_freq
+        progress, logger = self.progress, self.config.logger
+        if progress.step < target and self._owes_validation():
+            self.validate()
         while progress.step < target and stop.signal is None:
             self.clock.waiting()
             batch = next(loader)
@@ -200,8 +206,8 @@ class Trainer:
             self.iterate(batch, log_gradients=log)
             self.bar.update()
             if log:
-                self._log(loader)
-            if val_freq and progress.step % val_freq == 0 and progress.step < target:
+                self._log()
+            if self._owes_validation() and progress.step < target and stop.signal is None:
                 self.validate()
             if progress.step % logger.save_checkpoint_freq == 0 and progress.step < target:
                 self.save()
@@ -227,7 +233,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------- watching and saving
 
-    def _log(self, loader: Loader) -> None:
+    def _log(self) -> None:
         values = self.meter.read()
         self._stop_if_not_finite(values)
         for step in self.steps:
@@ -235,8 +241,8 @@ class Trainer:
         progress = self.progress
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)
-        if loader.bad_files:
-            values["bad_files"] = float(len(loader.bad_files))
+        if progress.bad_files:
+            values["bad_files"] = float(len(progress.bad_files))
         first = progress.step <= self.config.logger.print_freq
         self.recorder.train(progress.step, progress.samples, self.clock.seconds(), values)
         if first:
@@ -277,6 +283,10 @@ class Trainer:
             "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
         )
 
+    def _owes_validation(self) -> bool:
+        step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
+        return self.progress.validated < step and (step == niter or bool(val_freq and step % val_freq == 0))
+
     def validate(self) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures."""
         self.clock.pause()
@@ -291,6 +301,7 @@ class Trainer:
                 if path not in self._left_out:
                     LOGGER.warning("left out of validation: %s: %s", path, reason)
             self._left_out |= left_out.keys()
+        self.progress.validated = self.progress.step
         self.clock.resume()
 
     def _record_validation(self, name: str, means: dict[str, float]) -> None:
@@ -350,12 +361,14 @@ class Trainer:
         self.clock.pause()
         self._stop_if_weights_not_finite()
         self.progress.seconds = self.clock.seconds()
+        self.recorder.flush()
         snapshot = checkpoint.Snapshot(
             self.progress.step,
             {name: self.networks[name].state_dict() for step in self.steps for name in step.trained},
             {name: ema.state_dict() for name, ema in self.emas.items()},
             asdict(self.progress),
             {step.name: _step_state(step) for step in self.steps},
+            self.meter.state_dict(),
         )
         target = checkpoint.save(self.folder.checkpoints, snapshot)
         LOGGER.info("saved %s", target)
@@ -387,11 +400,14 @@ class Trainer:
             ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
         for step in self.steps:
             _restore_step(step, snapshot.optimizers[step.name])
-        self.progress = Progress(**snapshot.progress)
+        self.meter.load_state_dict(snapshot.meter, self.device)
+        self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
         if goes_back:
             self.progress.resume_state = named
             checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
-        self.folder.forget_after(self.progress.step)
+        if found.parent == self.folder.checkpoints:
+            checkpoint.point_to(found)
+        self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         LOGGER.info("going on from %s", found)
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
@@ -406,6 +422,7 @@ class Trainer:
             n_workers=section.n_workers,
             pin_memory=section.pin_memory,
             prefetch_factor=section.prefetch_factor,
+            bad_files=self.progress.bad_files,
         )
 
     def _announce(self) -> None:
@@ -431,14 +448,14 @@ class Trainer:
         if translated:
             LOGGER.info("%d older spellings were translated; `dlas check` lists them", translated)
 
-    def _report_end(self, loader: Loader) -> None:
+    def _report_end(self) -> None:
         best = ", ".join(f"{name} {each['value']:.4f} at step {each['step']:.0f}" for name, each in self.progress.best.items())
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
-        if loader.bad_files:
-            listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(loader.bad_files.items()))
-            LOGGER.warning("%d unusable files were left out:\n%s", len(loader.bad_files), listing)
+        if self.progress.bad_files:
+            listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(self.progress.bad_files.items()))
+            LOGGER.warning("%d unusable files were left out:\n%s", len(self.progress.bad_files), listing)
 
 
 def _step_state(step: TrainingStep) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ class Recorder:
     Args:
         metrics: the JSON-lines file; rows are appended and flushed at once.
         tensorboard: folder of the event files.
-        start_step: TensorBoard forgets what it was told of later steps (the run went back to a checkpoint).
+        start_step: TensorBoard forgets what it was told of later steps (the run goes on from a checkpoint, or from nothing).
     """
 
     def __init__(self, metrics: Path, tensorboard: Path | None, start_step: int = 0) -> None:
@@ -58,6 +59,12 @@ class Recorder:
         if writer := self._writer():
             writer.add_text(tag, "    " + text.replace("\n", "\n    "))  # an indented block keeps its line breaks
 
+    def flush(self) -> None:
+        """Brings all rows to the disk. A checkpoint comes after it: a restart from there does not write them again."""
+        os.fsync(self._file.fileno())
+        if self._opened is not None:
+            self._opened.flush()
+
     def close(self) -> None:
         """Flushes and closes the files."""
         self._file.close()
@@ -68,5 +75,6 @@ class Recorder:
         if self._folder is not None and self._opened is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import: not before the first step is done
 
-            self._opened = SummaryWriter(str(self._folder), purge_step=self._start_step + 1 if self._start_step else None)
+            earlier = any(self._folder.glob("events.*"))
+            self._opened = SummaryWriter(str(self._folder), purge_step=self._start_step + 1 if earlier else None)
         return self._opened

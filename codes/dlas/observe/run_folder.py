@@ -8,11 +8,13 @@ import platform
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -51,6 +53,9 @@ class RunFolder:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(f".{self.path.name}.lock").open("a") as file:
+            # The lock belongs to whoever has the file open. Data workers outlive a killed run by seconds; they must not keep it.
+            if hasattr(os, "register_at_fork"):  # not on Windows
+                os.register_at_fork(after_in_child=partial(_close_quietly, weakref.ref(file)))
             try:
                 import fcntl  # not on Windows, which goes without
 
@@ -72,19 +77,34 @@ class RunFolder:
         _replace_text(self.path / "config.resolved.yml", resolved)
         _replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
 
-    def forget_after(self, step: int) -> None:
-        """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again."""
+    def forget_after(self, step: int, validated: bool = True) -> None:
+        """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again.
+
+        Args:
+            step: completed iterations of the checkpoint; below 0 drops all rows.
+            validated: whether the validation of just this step came before the checkpoint; its rows are dropped otherwise.
+        """
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut off when the run was killed
-                continue
-            if row["step"] <= step:
-                kept.append(line + "\n")
-        _replace_text(self.metrics, "".join(kept))
+        last = {"train": step, "val": step if validated else step - 1}
+        text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(line + "\n" for line in text.splitlines() if _is_row_up_to(last, line))
+        if kept != text:
+            _replace_text(self.metrics, kept)
+
+
+def _is_row_up_to(last: dict[str, int], line: str) -> bool:
+    try:
+        row = json.loads(line)
+        return bool(row["step"] <= last[row["phase"]])
+    except (ValueError, KeyError, TypeError):  # cut off when the run was killed, or filled with zeros by a crash of the system
+        return False
+
+
+def _close_quietly(reference: weakref.ref[TextIO]) -> None:
+    file = reference()
+    if file is not None:
+        file.close()
 
 
 def _environment(device: str) -> dict[str, Any]:
@@ -105,6 +125,9 @@ def _environment(device: str) -> dict[str, Any]:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    partial_file = path.with_name(f".{path.name}.partial")
+    with partial_file.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial_file.replace(path)

@@ -1,0 +1,1 @@
+"""Exact resume: killing runs, and what a restart must bring back."""
