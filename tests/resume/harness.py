@@ -26,6 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "codes"), str(ROOT / "tests")]
 
@@ -404,8 +407,10 @@ def _different_checkpoints(one: Path, two: Path) -> list[str]:
     return found
 
 
-def _same_bits(one: Any, two: Any) -> bool:
-    return one.dtype == two.dtype and one.shape == two.shape and bytes(one.untyped_storage()) == bytes(two.untyped_storage())
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    return one.reshape(-1).view(torch.uint8).equal(two.reshape(-1).view(torch.uint8))
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
