@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,10 @@ LIMIT = 120.0  # seconds after which a sitting counts as hung
 POLL = 0.0003
 # What a sitting is doing, by a file and the functions of it (any, if none is named) in its stacks; the first that fits holds.
 STAGES = (
-    ("checkpoint", "checkpoint_writer.py", ()),
-    ("checkpoint", "checkpoint.py", ("save", "_write", "_save_tensors", "_fingerprint", "point_to", "_sync_folder", "_sync_file")),
     ("dropping rows", "run_folder.py", ("forget_after",)),
+    ("checkpoint", "checkpoint_writer.py", ()),
     ("restoring", "trainer.py", ("_restore",)),
-    ("restoring", "checkpoint.py", ()),
+    ("checkpoint", "checkpoint.py", ("save", "_write")),
     ("validation", "trainer.py", ("validate",)),
     ("log row", "trainer.py", ("_log",)),
     ("training step", "iteration.py", ("run",)),
@@ -142,10 +141,8 @@ class Sitting:
             The stage that it was in; "its own end" if it was faster.
         """
         stacks = self._stacks()
-        try:
+        with suppress(ProcessLookupError):
             (os.killpg if whole_group else os.kill)(self.process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         status = self.wait()
         if status == -signal.SIGUSR2:  # Python was being taken down already and did not write its stacks any more
             return "exit"
@@ -245,6 +242,7 @@ def draw_trap(random_: random.Random, times: Times) -> Trap:
     """A random moment; each line is one part of a run."""
     training = times.whole - times.start
     few = random_.choice((1, 1, 2, 3))
+    file = random_.choice(("optimizers*", "state.json", "manifest.json"))
     kind = random_.choice(("start", "restored", "time", "steps", "row", "picture", "partial", "inside", "latest", "complete"))
     return {
         "start": Trap("", 0, random_.uniform(0, times.start)),
@@ -254,9 +252,7 @@ def draw_trap(random_: random.Random, times: Times) -> Trap:
         "row": Trap("metrics.jsonl", few, random_.uniform(0, 0.004)),
         "picture": Trap("val/*/*/*.png", few, random_.uniform(0, 0.006)),
         "partial": Trap("checkpoints/.partial-*", few, random_.uniform(0, 0.03)),
-        "inside": Trap(
-            "checkpoints/.partial-*/" + random_.choice(("optimizers*", "state.json", "manifest.json")), 1, random_.uniform(0, 0.01)
-        ),
+        "inside": Trap(f"checkpoints/.partial-*/{file}", 1, random_.uniform(0, 0.01)),
         "latest": Trap("checkpoints/.latest", 1, random_.uniform(0, 0.002)),
         "complete": Trap("checkpoints/latest", few, random_.uniform(0, 0.01)),
     }[kind]
@@ -374,10 +370,10 @@ class Harness:
 def differences(undisturbed: Path, killed: Path) -> list[str]:
     """All that is not the same in two run folders: checkpoints, rows, pictures."""
     found = []
-    names = {run: {p.name for p in (run / "checkpoints").glob("*") if not p.name.startswith(".")} for run in (undisturbed, killed)}
-    if names[undisturbed] != names[killed]:
-        found.append(f"{killed}: checkpoints {sorted(names[killed])} instead of {sorted(names[undisturbed])}")
-    for name in sorted(names[undisturbed] & names[killed]):
+    expected, names = ({p.name for p in (run / "checkpoints").glob("[!.]*")} for run in (undisturbed, killed))
+    if expected != names:
+        found.append(f"{killed}: checkpoints {sorted(names)} instead of {sorted(expected)}")
+    for name in sorted(expected & names):
         found += _different_checkpoints(undisturbed / "checkpoints" / name, killed / "checkpoints" / name)
     one, two = _rows(undisturbed), _rows(killed)
     if one != two:
@@ -394,9 +390,8 @@ def _different_checkpoints(one: Path, two: Path) -> list[str]:
         return [] if one.read_text() == two.read_text() else [f"{two} says {two.read_text()} instead of {one.read_text()}"]
     found = []
     first, second = checkpoint_tensors(one), checkpoint_tensors(two)
-    bad = sorted(
-        [key for key in first.keys() & second.keys() if not _same_bits(first[key], second[key])] + [*(first.keys() ^ second.keys())]
-    )
+    bad = [key for key in first if key not in second or not _same_bits(first[key], second[key])]
+    bad += [key for key in second if key not in first]
     if bad:
         found.append(f"{two}: {len(bad)} of {len(first)} tensors differ: {bad[:5]}")
     states = [json.loads((path / "state.json").read_text()) for path in (one, two)]
@@ -442,7 +437,7 @@ def main() -> int:
     parser.add_argument("--config", choices=CONFIGURATIONS, action="append", help="one configuration; may be repeated")
     parser.add_argument("--per-run", type=int, default=50, help="kills in one run before it is left to end")
     parser.add_argument("--plain", type=int, default=0, help="kills of processes of their own, which start slowly")
-    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary folder, kept if something differs)")
+    parser.add_argument("--folder", type=Path, help="where to work, kept (default: a temporary one, kept if it fails)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="dlas-resume-"))
     failed = False

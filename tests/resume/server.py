@@ -1,8 +1,8 @@
 """Forks sittings of train.py, so that each of them does without the seconds that importing torch takes.
 
-Reads lines of JSON from standard input, {"arguments": of train.py, "log": file for its output, "seen": file for stacks}; answers each
-with the sitting's process id at its start and with its exit status (minus the signal that ended it) at its end. Nothing is run
-here but imports. A sitting writes its stacks to the file when it gets SIGUSR2: from C, at once, and without a trace in its state.
+Reads lines of JSON from standard input: `arguments` of train.py, files for its output (`log`) and stacks (`seen`). Answers each
+with the sitting's process id at its start and with its exit status (minus the signal that ended it) at its end. Nothing
+is run here but imports. A sitting writes its stacks when it gets SIGUSR2: from C, at once, and without a trace in its state.
 """
 
 from __future__ import annotations

@@ -66,8 +66,10 @@ def test_what_differs_is_found(tmp_path, forks):
 
 
 def test_stages_are_read_from_stacks():
-    stacks = 'Current thread:\n  File "/x/dlas/engine/checkpoint.py", line 9 in _write\n  File "/x/dlas/engine/trainer.py", line 3 in save'
-    assert stage_of(stacks) == "checkpoint"
-    assert stage_of('  File "/x/dlas/engine/checkpoint.py", line 9 in load\n  File "/x/trainer.py", line 3 in run') == "restoring"
-    assert stage_of('  File "/x/dlas/engine/iteration.py", line 9 in run') == "training step"
+    def stacks(*calls):
+        return "\n".join(f'  File "/x/dlas/engine/{call.split()[0]}", line 9 in {call.split()[1]}' for call in calls)
+
+    assert stage_of(stacks("checkpoint.py _write", "checkpoint.py save", "trainer.py save")) == "checkpoint"
+    assert stage_of(stacks("checkpoint.py load", "trainer.py _restore", "trainer.py _run")) == "restoring"
+    assert stage_of(stacks("iteration.py run", "trainer.py advance")) == "training step"
     assert stage_of("") == "start-up"

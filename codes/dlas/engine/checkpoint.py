@@ -2,7 +2,7 @@
 
 checkpoints/<step>/<network>.safetensors        weights with the published key names
                    <network>.ema.safetensors    their average
-                   optimizers.safetensors       tensors of the optimisers, scalers, schedules and of the log row that is being averaged
+                   optimizers.safetensors       tensors of the optimisers, scalers, schedules and of the open log row
                    state.json                   everything else that a restart needs
                    manifest.json                size and sha256 of each of the above
 checkpoints/latest                              name of the newest complete folder

@@ -38,7 +38,7 @@ class Meter:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was added since the last `read`, for a checkpoint; does not wait for the device. Empty if there is nothing."""
+        """All that was added since the last `read`, for a checkpoint; empty if nothing was. Does not wait for the device."""
         if not self._values:
             return {}
         return {"weights": {name: list(weights) for name, weights in self._weights.items()}, "values": self._flat()}

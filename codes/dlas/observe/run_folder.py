@@ -53,7 +53,7 @@ class RunFolder:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(f".{self.path.name}.lock").open("a") as file:
-            # The lock belongs to whoever has the file open. Data workers outlive a killed run by seconds; they must not keep it.
+            # The lock belongs to whoever has the file open. Data workers outlive a killed run by seconds: they close it.
             if hasattr(os, "register_at_fork"):  # not on Windows
                 os.register_at_fork(after_in_child=partial(_close_quietly, weakref.ref(file)))
             try:
