@@ -2,7 +2,8 @@
 
 checkpoints/<step>/<network>.safetensors        weights with the published key names
                    <network>.ema.safetensors    their average
-                   optimizers.safetensors       tensors of the optimisers, scalers, schedules and of the open log row
+                   optimizers.safetensors       tensors of the optimisers, scalers and schedules
+                   meter.safetensors            figures of the log row that is being averaged, if there is one
                    state.json                   everything else that a restart needs
                    manifest.json                size and sha256 of each of the above
 checkpoints/latest                              name of the newest complete folder
@@ -31,6 +32,7 @@ from dlas.errors import CheckpointError
 logger = logging.getLogger("dlas")
 FORMAT = 1
 OPTIMIZERS = "optimizers.safetensors"
+METER = "meter.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
 # Entries of an optimiser's groups that the configuration decides; schedules compute `lr` from `initial_lr`, and those that move
@@ -117,14 +119,17 @@ def _write(partial: Path, snapshot: Snapshot) -> None:
         _save_tensors(partial / f"{name}.safetensors", weights)
     for name, weights in snapshot.emas.items():
         _save_tensors(partial / f"{name}.ema.safetensors", weights)
-    tensors: dict[str, Tensor] = {}
+    optimizers: dict[str, Tensor] = {}
+    meter: dict[str, Tensor] = {}
     state = {
         "step": snapshot.step,
         "progress": snapshot.progress,
-        "optimizers": pack(snapshot.optimizers, tensors),
-        "meter": pack(snapshot.meter, tensors, "meter"),
+        "optimizers": pack(snapshot.optimizers, optimizers),
+        "meter": pack(snapshot.meter, meter),
     }
-    _save_tensors(partial / OPTIMIZERS, tensors)
+    _save_tensors(partial / OPTIMIZERS, optimizers)
+    if meter:
+        _save_tensors(partial / METER, meter)
     _write_text(partial / STATE, json.dumps(state))
     files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
     _write_text(partial / MANIFEST, json.dumps({"format": FORMAT, "step": snapshot.step, "files": files}, indent=1))
@@ -145,10 +150,10 @@ def load(path: Path) -> Snapshot:
     for file in sorted(path.glob("*.safetensors")):
         if file.name.endswith(".ema.safetensors"):
             emas[file.name.removesuffix(".ema.safetensors")] = load_file(file)
-        elif file.name != OPTIMIZERS:
+        elif file.name not in (OPTIMIZERS, METER):
             networks[file.name.removesuffix(".safetensors")] = load_file(file)
-    tensors = load_file(path / OPTIMIZERS)
-    optimizers, meter = unpack(state["optimizers"], tensors), unpack(state.get("meter", {"dict": []}), tensors)
+    optimizers = unpack(state["optimizers"], load_file(path / OPTIMIZERS))
+    meter = unpack(state["meter"], load_file(path / METER)) if (path / METER).is_file() else {}
     return Snapshot(state["step"], networks, emas, state["progress"], optimizers, meter)
 
 

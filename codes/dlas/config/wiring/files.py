@@ -6,7 +6,7 @@ from dlas.config.problems import Problem
 from dlas.config.schema import Config, Section
 from dlas.config.typespec import Cursor
 
-_RESERVED = ("optimizers",)  # files of a checkpoint beside the networks'
+_RESERVED = ("optimizers", "meter")  # files of a checkpoint beside the networks'
 
 
 def check_file_names(config: Config, problems: list[Problem]) -> None:
