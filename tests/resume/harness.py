@@ -41,7 +41,7 @@ POLL = 0.0003
 # What a sitting is doing, by a file and the functions of it (any, if none is named) in its stacks; the first that fits holds.
 STAGES = (
     ("dropping rows", "run_folder.py", ("forget_after",)),
-    ("checkpoint", "checkpoint_writer.py", ()),
+    ("checkpoint, in the background", "checkpoint_writer.py", ("_write",)),
     ("restoring", "trainer.py", ("_restore",)),
     ("checkpoint", "checkpoint.py", ("save", "_write")),
     ("validation", "trainer.py", ("validate",)),
