@@ -18,6 +18,8 @@ import yaml
 
 from dlas.config import Config, to_plain
 from dlas.errors import TrainingError
+from dlas.observe import disk
+from dlas.observe.console import LOGGER
 
 _PACKAGES = ("dlas", "torch", "numpy", "safetensors", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn")
 
@@ -33,6 +35,35 @@ class RunFolder:
         self.tensorboard = path / "tb"
         self.validation = path / "val"
         self.visuals = path / "visuals"
+        self._places = (disk.Place(path, signed=True), disk.Place(self.checkpoints))
+        self._told: set[tuple[str, int | None]] = set()
+
+    def claim(self) -> None:
+        """Makes the folders that the run writes to; from now on these are the ones."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for place in self._places:
+            place.claim()
+
+    def check(self) -> None:
+        """Nothing, before `claim`.
+
+        Raises:
+            OSError: the folder has gone, or another one is in its place. It is never made anew: when the disk of a run is
+                unmounted, that would be somewhere else.
+        """
+        for place in self._places:
+            place.check()
+
+    @contextmanager
+    def dispensable(self, what: str) -> Iterator[None]:
+        """What is written within, a run can do without: an error is told of once, and the run goes on."""
+        try:
+            self.check()
+            yield
+        except OSError as error:
+            if (what, error.errno) not in self._told:
+                LOGGER.warning("%s cannot be written: %s; training goes on without", what, disk.reason(error))
+            self._told.add((what, error.errno))
 
     def set_aside(self) -> Path | None:
         """Renames an existing folder so that a new run can start; nothing is deleted. Returns its new place."""
@@ -69,22 +100,25 @@ class RunFolder:
         if source is not None and source.is_file():
             shutil.copyfile(source, self.path / "config.yml")
         resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-        _replace_text(self.path / "config.resolved.yml", resolved)
-        _replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
+        disk.replace_text(self.path / "config.resolved.yml", resolved)
+        disk.replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
 
     def forget_after(self, step: int) -> None:
         """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again."""
         if not self.metrics.exists():
             return
+        before = self.metrics.read_text(encoding="utf-8", errors="replace")
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in before.splitlines():
             try:
-                row = json.loads(line)
-            except ValueError:  # cut off when the run was killed
+                later = json.loads(line)["step"] > step
+            except (ValueError, TypeError, KeyError):  # cut off when the run was killed
                 continue
-            if row["step"] <= step:
+            if not later:
                 kept.append(line + "\n")
-        _replace_text(self.metrics, "".join(kept))
+        after = "".join(kept)
+        if after != before:
+            disk.replace_text(self.metrics, after)
 
 
 def _environment(device: str) -> dict[str, Any]:
@@ -102,9 +136,3 @@ def _environment(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "packages": versions,
     }
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
