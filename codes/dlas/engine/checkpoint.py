@@ -146,7 +146,7 @@ def remove(path: Path) -> None:
 def _check_room(folder: Path, size: int) -> None:
     free = disk.free_bytes(folder)
     if free is not None and free < size + _SLACK:
-        words = f"the checkpoint takes {disk.megabytes(size)}, and {disk.megabytes(free)} are free"
+        words = f"the checkpoint takes {disk.amount(size)}, and {disk.amount(free)} are free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {words}", str(folder))
 
 

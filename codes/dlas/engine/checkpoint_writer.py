@@ -84,7 +84,7 @@ class CheckpointWriter:
             LOGGER.warning(
                 "the checkpoints to come take up to %s more (%d of %s), and %s are free in %s: make room, or keep fewer with "
                 "checkpoints.keep_last",
-                *(disk.megabytes(count * self._copy.size), count, disk.megabytes(self._copy.size), disk.megabytes(free)),
+                *(disk.amount(count * self._copy.size), count, disk.amount(self._copy.size), disk.amount(free)),
                 self.folder.checkpoints,
             )
 

@@ -252,8 +252,10 @@ class Trainer:
         first = progress.step <= self.config.logger.print_freq
         self.recorder.train(progress.step, progress.samples, self.clock.seconds(), values)
         if first:
-            with self.folder.dispensable("the configuration in TensorBoard"):
-                self.recorder.text("config", (self.folder.path / "config.resolved.yml").read_text(encoding="utf-8"))
+            resolved = self.folder.path / "config.resolved.yml"
+            self.folder.dispensable(
+                "TensorBoard's copy of the file", lambda: self.recorder.text("config", resolved.read_text(encoding="utf-8"))
+            )
         losses = {name: value for name, value in values.items() if "/" in name}
         remaining = (self.settings.niter - progress.step) / max(values["iterations_per_second"], 1e-9)
         LOGGER.info(
@@ -318,12 +320,15 @@ class Trainer:
         step = self.progress.step
         if self.config.eval.save_images:
             folder = self.folder.validation / name / result.name
-            others = (("hq", result.target), ("lq", result.input), (self.config.eval.baseline, result.baseline))
-            with self.folder.dispensable("pictures of the validation"):
+            pictures = {"hq": result.target, "lq": result.input, self.config.eval.baseline: result.baseline}
+
+            def write() -> None:
                 write_png(folder / f"{step}.png", result.output[0])
-                for label, picture in others:
+                for label, picture in pictures.items():
                     if picture is not None and not (folder / f"{label}.png").exists():
                         write_png(folder / f"{label}.png", picture[0])
+
+            self.folder.dispensable("pictures of the validation", write)
         if next(shown) < self.config.eval.num_sheets:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
             self.recorder.image(f"{name}/{result.name}", comparison_sheet(row), step)
@@ -339,8 +344,8 @@ class Trainer:
                 self._not_shown.add(key)
                 continue
             images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
-            with self.folder.dispensable("visuals"):
-                write_png(self.folder.visuals / key / f"{self.progress.step}.png", grid(images))
+            target = self.folder.visuals / key / f"{self.progress.step}.png"
+            self.folder.dispensable("visuals", partial(write_png, target, grid(images)))
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.

@@ -73,9 +73,10 @@ def free_bytes(path: Path) -> int | None:
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
-def megabytes(count: int) -> str:
-    """For instance `1.2 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def amount(count: int) -> str:
+    """A number of bytes, for instance `1.2 GB`."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), (1e3, "kB"))
+    return f"{count / unit:.1f} {name}"
 
 
 def reason(error: OSError) -> str:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -54,12 +54,11 @@ class RunFolder:
         for place in self._places:
             place.check()
 
-    @contextmanager
-    def dispensable(self, what: str) -> Iterator[None]:
-        """What is written within, a run can do without: an error is told of once, and the run goes on."""
+    def dispensable(self, what: str, write: Callable[[], None]) -> None:
+        """Writes what a run can do without: an error is told of once, and the run goes on."""
         try:
             self.check()
-            yield
+            write()
         except OSError as error:
             if (what, error.errno) not in self._told:
                 LOGGER.warning("%s cannot be written: %s; training goes on without", what, disk.reason(error))
