@@ -61,9 +61,8 @@ class CheckpointWriter:
         if error is None:
             self.wait()
         elif isinstance(error, Exception):
-            self._hurry.set()
             try:
-                self.wait()
+                self.wait(patient=False)
             except Exception as second:  # the first error tells why the run ends
                 LOGGER.warning("%s", second)
 
@@ -99,8 +98,6 @@ class CheckpointWriter:
             TrainingError: a weight of an earlier snapshot is not finite.
             CheckpointError: an earlier one could not be written.
         """
-        if self._failing:
-            LOGGER.warning("step %d waits for the checkpoint of step %d to be written", snapshot.step, self._copy.step)
         self.wait()
         self._copy.take(snapshot)
         if self.section.background:
@@ -114,11 +111,20 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def wait(self) -> None:
-        """Returns when everything is written; raises what `poll` would."""
+    def wait(self, patient: bool = True) -> None:
+        """Returns when everything is written; raises what `poll` would.
+
+        Args:
+            patient: False gives a disk that fails one more try, and no time.
+        """
         if self._thread is not None:
+            if not patient:
+                self._hurry.set()
+            elif self._failing:
+                LOGGER.warning("waiting for the checkpoint of step %d; Ctrl-C twice stops without it", self._copy.step)
             self._thread.join()
             self._thread = None
+            self._hurry.clear()
         self.poll()
 
     def _start(self, work: Callable[[], None]) -> None:

@@ -276,6 +276,7 @@ class Trainer:
         scaled = self.precision.name == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
         bad = [n for n, v in values.items() if not abs(v) < float("inf") and not (scaled and n.endswith("/grad_norm"))]
         if bad:
+            self.writer.wait(patient=False)  # weights that it found not finite tell more
             raise TrainingError(
                 f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {', '.join(bad)}. "
                 f"Nothing was saved since; the newest checkpoint is {self.writer.newest or 'not there yet'}. "

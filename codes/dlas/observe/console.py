@@ -12,6 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from dlas.errors import UserError
+from dlas.observe import disk
 
 LOGGER = logging.getLogger("dlas")
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
@@ -47,7 +48,7 @@ class _ToFile(logging.FileHandler):
             super().handleError(record)
         elif not self.told:
             self.told = True
-            LOGGER.warning("the log file cannot be written: %s; training goes on without", error)
+            LOGGER.warning("the log file cannot be written: %s; training goes on without", disk.reason(error))
 
 
 class LogFile:

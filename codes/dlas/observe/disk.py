@@ -37,10 +37,10 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, An
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str | bytes) -> None:
     """Replaces a file: whoever reads it, and whoever starts after a crash, finds the old text or the new one, whole."""
     partial = path.with_name(f".{path.name}.partial")
-    write_file(partial, [text.encode()])
+    write_file(partial, [text.encode() if isinstance(text, str) else text])
     partial.replace(path)
     sync_folder(path.parent)
 
@@ -81,7 +81,8 @@ def amount(count: int) -> str:
 
 def reason(error: OSError) -> str:
     """What went wrong, in words: `No space left on device (/runs/a/metrics.jsonl)`."""
-    return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    return f"{error.strerror or error}{where}"
 
 
 class Place:

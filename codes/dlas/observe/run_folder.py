@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,7 +96,7 @@ class RunFolder:
         """Writes config.yml (as given), config.resolved.yml (with every default) and environment.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         if source is not None and source.is_file():
-            shutil.copyfile(source, self.path / "config.yml")
+            disk.replace_text(self.path / "config.yml", source.read_bytes())
         resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
         disk.replace_text(self.path / "config.resolved.yml", resolved)
         disk.replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
