@@ -3,8 +3,8 @@
     python benchmarks/checkpoint_cost.py [--rounds 9] [--folder FOLDER]
 
 RRDBNet as published (nf 64, nb 23: 16.7 million parameters) with the state of Adam and an average of the weights, in turn with
-each way of saving in one process, so that other load on the machine hits both alike. Prints one JSON line: the medians over rounds
-of the time that `save` takes, their ratio, and how much longer training steps take while the background writes.
+each way of saving in one process, so that other load on the machine hits both alike. Prints one JSON line: the medians over
+rounds of the time that `save` takes, their ratio, and how much longer training steps take while the background writes.
 """
 
 from __future__ import annotations
