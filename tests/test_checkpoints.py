@@ -79,7 +79,7 @@ def test_a_failing_write_leaves_the_last_checkpoint_in_place(saved, monkeypatch)
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint.disk, "write_file", full)
     snapshot.step = 6
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save(path.parent, snapshot)

@@ -100,6 +100,17 @@ CONFIGURATIONS = {
     "accumulation": Configuration(toys.PSNR, (*_RHYTHM, "train.mega_batch_factor=3", "steps.generator.clip_grad_eps=0.1")),
     # The weight makes the first gradients overflow, so that steps are skipped and the scale changes.
     "fp16": Configuration(toys.PSNR, (*_RHYTHM, "precision=fp16", "steps.generator.losses.pix.weight=4000")),
+    # A wide network takes longer to write than a step, so that kills hit the writer beside the training.
+    "background": Configuration(
+        toys.PSNR,
+        (
+            *_RHYTHM,
+            "networks.generator.width=256",
+            "checkpoints.keep_last=2",
+            "checkpoints.keep_every=9",
+            "checkpoints.keep_best={metric: psnr}",
+        ),
+    ),
     "workers": Configuration(
         _FILES, _RHYTHM, tuple(f"datasets.train.n_workers={number}" for number in (2, 0, 1)), _write_images
     ),

@@ -261,6 +261,8 @@ def _unknown_fix(cls: type[Section], key: str, value: Any, own: list[str]) -> st
         return f"its keys belong one level up: remove the line '{key}:' and indent less"
     elsewhere = belongs_elsewhere(key, cls.__name__)
     close = nearest(key, own)
+    if close is not None and close.startswith(key):  # `metric` for `metrics`, though another section has a `metric`
+        elsewhere = ""
     return elsewhere or (f"did you mean '{close}'?" if close else f"known keys: {', '.join(sorted(own))}")
 
 

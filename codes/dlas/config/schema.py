@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from dlas.config.problems import Problem
 from dlas.config.source import Mark, MarkedDict
 from dlas.registry import ARCHS, DATASETS, DEGRADATIONS, INJECTORS, LOSSES, SCHEDULES, Registry
-from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 MetricName: TypeAlias = str
 """Name of a registered metric."""
@@ -210,6 +210,27 @@ class LoggerConfig(Section):
 
 
 @dataclass(kw_only=True)
+class KeepBestConfig(Section):
+    """The metric by which a checkpoint is the best one."""
+
+    metric: MetricName = req("one of `eval.metrics`; a validation that improves it is saved at once")
+    mode: Literal["max", "min"] | None = opt(None, "whether more or less of it is better; the metric knows by default")
+    set: str | None = opt(None, "name of the data set that is looked at; the first one validated on by default")
+
+
+@dataclass(kw_only=True)
+class CheckpointsConfig(Section):
+    """How checkpoints are written, and which of them stay."""
+
+    background: bool = opt(True, "write beside the training, which waits only until its state is copied")
+    keep_last: PositiveInt | None = opt(None, "newest checkpoints to keep; all of them by default")
+    keep_every: PositiveInt | None = opt(None, "with `keep_last`: those of steps that are a multiple of this stay, too")
+    keep_best: KeepBestConfig | None = opt(None, "save what validates best, keep it, and name it in checkpoints/best")
+    retry_for: NonNegativeFloat = opt(600.0, "seconds for which a disk that fails is tried again before the run stops")
+    retry_pause: PositiveFloat = opt(2.0, "seconds before the first of these tries; doubled after each, up to a minute")
+
+
+@dataclass(kw_only=True)
 class PathConfig(Section):
     """Where things are read and written."""
 
@@ -217,7 +238,8 @@ class PathConfig(Section):
     resume_state: str | None = opt(None, "checkpoint folder to go on from; by default the newest of this run")
     pretrain: dict[str, str] = opt({}, "network: weights file (.safetensors or .pth) to start from")
     strict_load: bool = opt(True, "false: entries that are missing or do not fit are left out of `pretrain` loading")
-    run: str | None = opt(None, "test.py only: run folder whose newest checkpoint, networks and steps are used")
+    run: str | None = opt(None, "test.py only: run folder whose networks, steps and weights are used")
+    checkpoint: str = opt("latest", "test.py only: which checkpoint of `run`: latest, best, or a step")
 
 
 @dataclass(kw_only=True)
@@ -244,6 +266,7 @@ class Config(Section):
     train: TrainConfig | None = opt(None, "the loop; needed to train")
     eval: EvalConfig = field(default_factory=EvalConfig, metadata={"doc": "validation and testing"})
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"doc": "logs"})
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata={"doc": "writing and keeping"})
     path: PathConfig = field(default_factory=PathConfig, metadata={"doc": "files and folders"})
 
     notices: list[Problem] = field(default_factory=list, repr=False, metadata={"internal": True})
@@ -267,7 +290,7 @@ SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, StepConfig, EmaConfig, TrainConfig,
-        EvalConfig, LoggerConfig, PathConfig, Config,
+        EvalConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

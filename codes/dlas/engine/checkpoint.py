@@ -5,36 +5,44 @@ checkpoints/<step>/<network>.safetensors        weights with the published key n
                    optimizers.safetensors       tensors of the optimisers, scalers and schedules
                    meter.safetensors            figures of the log row that is being averaged, if there is one
                    state.json                   everything else that a restart needs
-                   manifest.json                size and sha256 of each of the above
+                   manifest.json                size and sha256 of each of the above, and of itself
 checkpoints/latest                              name of the newest complete folder
+checkpoints/best                                with `checkpoints.keep_best`: name of the best one
+
+Names that begin with a dot are on their way in (`.partial-`) or out (`.removed-`, `.replaced-`); `tidy` sees to what a crash
+left.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dlas.engine.host_copy import METER, OPTIMIZERS, STATE, HostCopy, Snapshot, pack, unpack
 from dlas.errors import CheckpointError
+from dlas.observe import disk
+
+__all__ = ["Snapshot", "find_fault", "load", "newest", "pack", "point_to", "publish", "save", "tidy", "unpack"]
 
 logger = logging.getLogger("dlas")
 FORMAT = 1
-OPTIMIZERS = "optimizers.safetensors"
-METER = "meter.safetensors"
-STATE = "state.json"
 MANIFEST = "manifest.json"
+LATEST = "latest"
+BEST = "best"
+_SLACK = 1 << 16  # bytes beside the tensors and the state: the manifest, the pointer, the folder itself
 # Entries of an optimiser's groups that the configuration decides; schedules compute `lr` from `initial_lr`, and those that move
 # momentum do so from the entries named after it. Other entries may be state (some optimisers count steps there) and come from
 # the checkpoint.
@@ -44,32 +52,14 @@ _FROM_FILE = (
 )
 
 
-@dataclass
-class Snapshot:
-    """All that a checkpoint holds.
-
-    Args:
-        step: completed iterations.
-        networks: state dict of each network.
-        emas: state dict of each average.
-        progress: counters and best figures, as JSON values.
-        optimizers: nested state of optimisers, scalers and schedules (tensors and JSON values).
-        meter: figures of the log row that is being averaged; empty at the end of a row, and in checkpoints of older versions.
-    """
-
-    step: int
-    networks: dict[str, dict[str, Tensor]]
-    emas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    progress: dict[str, Any] = field(default_factory=dict)
-    optimizers: dict[str, Any] = field(default_factory=dict)
-    meter: dict[str, Any] = field(default_factory=dict)
+# ----------------------------------------------------------------------------------------------------------------- writing
 
 
 def save(folder: Path, snapshot: Snapshot) -> Path:
-    """Writes `folder`/<step>, which appears by a rename when every byte is on the disk, and then points `latest` to it.
+    """Writes `folder`/<step>, at once and with one try. A run saves through `CheckpointWriter`.
 
     Args:
-        folder: the run's `checkpoints` folder.
+        folder: the run's `checkpoints` folder; made if it is missing.
         snapshot: what to save.
 
     Returns:
@@ -79,61 +69,108 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         CheckpointError: it cannot be written; older checkpoints are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / str(snapshot.step)
-    for left_over in folder.glob(".partial-*"):  # of a run that was killed while it wrote
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial = folder / f".partial-{snapshot.step}"
+    copy = HostCopy()
+    copy.take(snapshot)
+    copy.wait()
     try:
-        _write(partial, snapshot)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        return publish(folder, copy)
+    except OSError as error:
         raise CheckpointError(
-            f"checkpoint {target} cannot be written: {error}; {shutil.disk_usage(folder).free / 2**20:.0f} MB are free there. "
-            "Older checkpoints are as they were: make room, and the same command goes on from the newest"
+            f"checkpoint {folder / str(snapshot.step)} cannot be written: {disk.reason(error)}. Older checkpoints are as they "
+            "were: make room, and the same command goes on from the newest"
         ) from error
-    if target.exists():  # the run went back to an older checkpoint and has come by here again
-        replaced = folder / f".replaced-{snapshot.step}"
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def publish(folder: Path, copy: HostCopy, before: Callable[[], None] = lambda: None) -> Path:
+    """Writes `folder`/<step>, which appears by a rename when every byte is on the disk, and then points `latest` to it.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        copy: what to write; it has arrived.
+        before: called when all is written and nothing is published; an error from it is an error of the whole.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        OSError: something failed; older checkpoints are as they were.
+    """
+    tidy(folder)
+    _check_room(folder, copy.size)
+    target, partial = folder / str(copy.step), folder / f".partial-{copy.step}"
+    try:
+        _write(partial, copy)
+        before()
+    except OSError:
+        with suppress(OSError):  # its bytes may be the ones that are missing elsewhere; else the next attempt finds it
+            disk.remove_folder(partial)
+        raise
+    if os.path.lexists(target):  # the run went back to an older checkpoint and has come by here again
+        replaced = folder / f".replaced-{copy.step}"
         target.rename(replaced)
         partial.rename(target)
-        shutil.rmtree(replaced)
+        disk.sync_folder(folder)
+        disk.remove_folder(replaced)
     else:
         partial.rename(target)
-    _sync_folder(folder)
+    disk.sync_folder(folder)
     point_to(target)
     return target
 
 
 def point_to(checkpoint: Path) -> None:
     """Makes `latest` name a checkpoint. A restart does so too: the run may have been killed before it came to that."""
-    folder = checkpoint.parent
-    pointer = folder / ".latest"
-    _write_text(pointer, checkpoint.name)
-    pointer.replace(folder / "latest")
-    _sync_folder(folder)
+    disk.replace_text(checkpoint.parent / LATEST, checkpoint.name)
 
 
-def _write(partial: Path, snapshot: Snapshot) -> None:
+def tidy(folder: Path) -> None:
+    """Finishes or undoes what a crash interrupted. Only for the process that writes to the folder.
+
+    Raises:
+        OSError: the folder cannot be changed.
+    """
+    for path in sorted(folder.glob(".*-*")) if folder.is_dir() else []:
+        kind, _, step = path.name.partition("-")
+        if kind == ".replaced" and not os.path.lexists(folder / step):
+            path.rename(folder / step)  # stopped between two renames; the newer one is thrown away unseen
+        elif kind in (".partial", ".replaced", ".removed") and path.is_dir():
+            disk.remove_folder(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint: it is gone at once, its files after that.
+
+    Raises:
+        OSError: it cannot be removed, or not wholly; `tidy` sees to the rest.
+    """
+    removed = path.with_name(f".removed-{path.name}")
+    path.rename(removed)
+    disk.sync_folder(path.parent)
+    disk.remove_folder(removed)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = disk.free_bytes(folder)
+    if free is not None and free < size + _SLACK:
+        words = f"the checkpoint takes {disk.amount(size)}, and {disk.amount(free)} are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {words}", str(folder))
+
+
+def _write(partial: Path, copy: HostCopy) -> None:
     partial.mkdir()
-    for name, weights in snapshot.networks.items():
-        _save_tensors(partial / f"{name}.safetensors", weights)
-    for name, weights in snapshot.emas.items():
-        _save_tensors(partial / f"{name}.ema.safetensors", weights)
-    optimizers: dict[str, Tensor] = {}
-    meter: dict[str, Tensor] = {}
-    state = {
-        "step": snapshot.step,
-        "progress": snapshot.progress,
-        "optimizers": pack(snapshot.optimizers, optimizers),
-        "meter": pack(snapshot.meter, meter),
-    }
-    _save_tensors(partial / OPTIMIZERS, optimizers)
-    if meter:
-        _save_tensors(partial / METER, meter)
-    _write_text(partial / STATE, json.dumps(state))
-    files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-    _write_text(partial / MANIFEST, json.dumps({"format": FORMAT, "step": snapshot.step, "files": files}, indent=1))
-    _sync_folder(partial)
+    files = {name: disk.write_file(partial / name, file.chunks()) for name, file in copy.files.items()}
+    files[STATE] = disk.write_file(partial / STATE, [copy.state])
+    manifest = {"format": FORMAT, "step": copy.step, "files": dict(sorted(files.items()))}
+    text = json.dumps({**manifest, "sha256": _sum_of(manifest)}, indent=1)
+    disk.write_file(partial / MANIFEST, [text.encode()])
+    disk.sync_folder(partial)
+
+
+def _sum_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
 
 
 def load(path: Path) -> Snapshot:
@@ -145,47 +182,78 @@ def load(path: Path) -> Snapshot:
     fault = find_fault(path)
     if fault:
         raise CheckpointError(f"checkpoint {path}: {fault}")
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
     networks, emas = {}, {}
-    for file in sorted(path.glob("*.safetensors")):
-        if file.name.endswith(".ema.safetensors"):
-            emas[file.name.removesuffix(".ema.safetensors")] = load_file(file)
-        elif file.name not in (OPTIMIZERS, METER):
-            networks[file.name.removesuffix(".safetensors")] = load_file(file)
-    optimizers = unpack(state["optimizers"], load_file(path / OPTIMIZERS))
-    meter = unpack(state["meter"], load_file(path / METER)) if (path / METER).is_file() else {}
-    return Snapshot(state["step"], networks, emas, state["progress"], optimizers, meter)
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        for file in sorted(path.glob("*.safetensors")):
+            if file.name.endswith(".ema.safetensors"):
+                emas[file.name.removesuffix(".ema.safetensors")] = load_file(file)
+            elif file.name not in (OPTIMIZERS, METER):
+                networks[file.name.removesuffix(".safetensors")] = load_file(file)
+        optimizers = unpack(state["optimizers"], load_file(path / OPTIMIZERS))
+        meter = unpack(state["meter"], load_file(path / METER)) if (path / METER).is_file() else {}
+        return Snapshot(state["step"], networks, emas, state["progress"], optimizers, meter)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path}: its files are as they were written and cannot be read: {error!r}") from error
 
 
 def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if it is complete and unchanged."""
+    try:
+        return _find_fault(path)
+    except OSError as error:
+        return f"it cannot be read: {disk.reason(error)}"
+
+
+def _find_fault(path: Path) -> str | None:
     if not path.is_dir():
         return "there is no such folder"
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files: Mapping[str, Any] = manifest["files"]
-        version = manifest["format"]
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so this is not a checkpoint folder or it is incomplete"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
         return f"{MANIFEST} is damaged"
-    if version != FORMAT:
+    if not isinstance(manifest, dict):
+        return f"{MANIFEST} is damaged"
+    version, files = manifest.get("format"), manifest.get("files")
+    files = files if isinstance(files, dict) else {}
+    if isinstance(version, int) and version > FORMAT:
         return f"format {version} was written by another version of this program; this one reads format {FORMAT}"
+    own = manifest.pop("sha256", None)  # not written by the first version
+    sound = version == FORMAT and manifest.keys() == {"format", "step", "files"}
+    if not sound or (own is not None and own != _sum_of(manifest)) or not {STATE, OPTIMIZERS} <= files.keys():
+        return f"{MANIFEST} is damaged"
     for name, expected in files.items():
         file = path / name
+        if Path(name).name != name or not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
+            return f"{MANIFEST} is damaged"
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _fingerprint(file) != expected:
+        if _sha256(file) != expected["sha256"]:
             return f"{name} is damaged: its sha256 is not the one in {MANIFEST}"
+    for file in sorted(path.iterdir()):
+        if file.name not in files and file.name != MANIFEST and not file.name.startswith("."):  # systems leave such files
+            return f"{file.name} does not belong to it: {MANIFEST} does not list it"
     return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def steps_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by their steps, in ascending order, whatever their state."""
+    found = [path for path in folder.glob("[0-9]*") if path.name.isdecimal()] if folder.is_dir() else []
+    return {int(path.name): path for path in sorted(found, key=lambda path: int(path.name))}
 
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint under a run's `checkpoints` folder; damaged ones are named in the log and passed over."""
-    steps = [path for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
-    for path in sorted(steps, key=lambda p: int(p.name), reverse=True):
+    for path in reversed(steps_in(folder).values()):
         fault = find_fault(path)
         if fault is None:
             return path
@@ -193,80 +261,48 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def named(folder: Path, name: str) -> Path:
+    """A complete checkpoint by what a user calls it.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        name: `latest` (the newest complete one), `best`, or a step.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if name == LATEST:
+        found = newest(folder)
+        if found is None:
+            raise CheckpointError(f"there is no complete checkpoint in {folder}; train it first")
+        return found
+    there = ", ".join(str(step) for step in steps_in(folder)) or "none"
+    if name == BEST:
+        try:
+            name = (folder / BEST).read_text(encoding="utf-8").strip()
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"no best checkpoint is named in {folder}: train with 'checkpoints.keep_best', or take one of: {there}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder / BEST} cannot be read: {error}; take one of: {there}") from error
+        if not name.isdecimal():
+            raise CheckpointError(f"{folder / BEST} is damaged; take one of: {there}")
+    if not name.isdecimal():
+        raise CheckpointError(f"'{name}' is no checkpoint of {folder}: expected latest, best, or one of: {there}")
+    fault = find_fault(folder / name)
+    if fault:
+        raise CheckpointError(f"checkpoint {folder / name}: {fault}; there are: {there}")
+    return folder / name
+
+
 def set_aside_after(folder: Path, step: int) -> None:
     """Renames the checkpoints of later steps: the run goes back, and they do not belong to what it will be from now on."""
-    for path in list(folder.glob("[0-9]*")) if folder.is_dir() else []:
-        if path.name.isdigit() and int(path.name) > step:
+    for number, path in steps_in(folder).items():
+        if number > step:
             target = path.with_name(f"{path.name}.set-aside-{time.strftime('%Y%m%d-%H%M%S')}")
             path.rename(target)
             logger.info("set aside, since the run goes back to step %d: %s", step, target)
-
-
-def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """A nested value as JSON; its tensors go into `tensors` under the paths where they stood."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, dict):
-        items = [[key, pack(item, tensors, f"{path}/{key}" if path else str(key))] for key, item in value.items()]
-        return {"dict": items}
-    if isinstance(value, list | tuple):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [pack(item, tensors, f"{path}/{position}") for position, item in enumerate(value)]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{path}: a {type(value).__name__} cannot be saved without pickling")
-
-
-def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `pack`."""
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: unpack(item, tensors) for key, item in content}
-    items = [unpack(item, tensors) for item in content]
-    return tuple(items) if kind == "tuple" else items
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    seen: set[int] = set()
-    flat = {}
-    for key, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory (tied weights); each gets its own bytes.
-        if tensor.untyped_storage().data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        flat[key] = tensor
-    save_file(flat, path)
-    _sync_file(path)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _sync_file(path)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

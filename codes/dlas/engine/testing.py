@@ -66,7 +66,7 @@ def run_test(config: Config) -> dict[str, TestResult]:
 
 
 def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
-    """The newest checkpoint of `path.run`: averaged weights where there are any and `eval.use_ema` is on."""
+    """From the checkpoint that `path` names: averaged weights where there are any and `eval.use_ema` is on."""
     if config.path.run is None:
         missing = [name for name in networks if name not in config.path.pretrain]
         if missing:
@@ -75,10 +75,7 @@ def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
                 "or 'path.pretrain.<network>' (a weights file)"
             )
         return
-    folder = Path(config.path.run) / "checkpoints"
-    found = checkpoint.newest(folder)
-    if found is None:
-        raise CheckpointError(f"there is no complete checkpoint in {folder}; train it first")
+    found = checkpoint.named(Path(config.path.run) / "checkpoints", config.path.checkpoint)
     snapshot = checkpoint.load(found)
     for name, network in networks.items():
         averaged = config.eval.use_ema and name in snapshot.emas

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +20,9 @@ from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
+from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
+from dlas.engine.checkpoint_writer import CheckpointWriter
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
@@ -132,6 +133,10 @@ class Trainer:
         )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
+        self.best = BestFigures(config)
+        self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
+        self._saved = False  # whether there is a checkpoint of this very state
+        self._prepared = False
         self.last_validation = ""
         self._left_out: set[str] = set()  # files left out of validation, and visuals that cannot be shown: told of once
         self._not_shown: set[str] = set()
@@ -154,6 +159,7 @@ class Trainer:
                 LOGGER.info("the older run was set aside: %s", aside)
             self._restore()
             self.folder.describe(self.config, self.source, str(self.device))
+            self.folder.claim()
             self._announce()
             if self.progress.step >= self.settings.niter and not self._owes_validation():
                 LOGGER.info(
@@ -162,9 +168,9 @@ class Trainer:
                 )
                 return RunResult(self.progress.step, self.folder.path)
             tensorboard = self.folder.tensorboard if self.config.logger.tensorboard else None
-            self.recorder = Recorder(self.folder.metrics, tensorboard, self.progress.step)
+            self.recorder = Recorder(self.folder.metrics, tensorboard, self.progress.step, self.folder.check)
             try:
-                with self._loader() as loader:
+                with self._loader() as loader, self.writer:
                     self._loop(loader, stop)
             finally:
                 self.recorder.close()
@@ -191,6 +197,7 @@ class Trainer:
             if stop.signal is None:
                 self.validate()
             self.save()
+            self.writer.wait()
         self._report_end()
 
     def advance(self, loader: Loader, target: int, stop: StopRequest) -> None:
@@ -204,11 +211,14 @@ class Trainer:
             self.clock.working()
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
             self.iterate(batch, log_gradients=log)
+            self.writer.poll()
             self.bar.update()
             if log:
                 self._log()
             if self._owes_validation() and progress.step < target and stop.signal is None:
                 self.validate()
+                if self.best.step(progress.best) == progress.step:
+                    self.save()
             if progress.step % logger.save_checkpoint_freq == 0 and progress.step < target:
                 self.save()
 
@@ -225,6 +235,7 @@ class Trainer:
         progress = self.progress
         parts = self.runner.run(batch, progress.step, log_gradients)
         progress.step += 1
+        self._saved = False
         progress.samples += sum(len(part.positions) for part in parts)
         visuals = self.config.logger.visuals
         if visuals and progress.step % self.config.logger.visual_debug_rate == 0:
@@ -236,6 +247,7 @@ class Trainer:
     def _log(self) -> None:
         values = self.meter.read()
         self._stop_if_not_finite(values)
+        self._prepare_saving()
         for step in self.steps:
             values.update(step.learning_rates())
         progress = self.progress
@@ -246,7 +258,10 @@ class Trainer:
         first = progress.step <= self.config.logger.print_freq
         self.recorder.train(progress.step, progress.samples, self.clock.seconds(), values)
         if first:
-            self.recorder.text("config", (self.folder.path / "config.resolved.yml").read_text(encoding="utf-8"))
+            resolved = self.folder.path / "config.resolved.yml"
+            self.folder.dispensable(
+                "TensorBoard's copy of the file", lambda: self.recorder.text("config", resolved.read_text(encoding="utf-8"))
+            )
         losses = {name: value for name, value in values.items() if "/" in name}
         remaining = (self.settings.niter - progress.step) / max(values["iterations_per_second"], 1e-9)
         LOGGER.info(
@@ -267,21 +282,12 @@ class Trainer:
         scaled = self.precision.name == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
         bad = [n for n, v in values.items() if not abs(v) < float("inf") and not (scaled and n.endswith("/grad_norm"))]
         if bad:
-            self._stop_not_finite(", ".join(bad))
-
-    def _stop_if_weights_not_finite(self) -> None:
-        parameters = {name: list(self.networks[name].parameters()) for step in self.steps for name in step.trained}
-        bad = [name for name, each in parameters.items() if not torch.stack([p.isfinite().all() for p in each]).all()]
-        if bad:
-            self._stop_not_finite(f"weights of {', '.join(bad)}")
-
-    def _stop_not_finite(self, what: str) -> NoReturn:
-        last = checkpoint.newest(self.folder.checkpoints)
-        raise TrainingError(
-            f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {what}. "
-            f"Nothing was saved since; the newest checkpoint is {last or 'not there yet'}. "
-            "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
-        )
+            self.writer.wait(patient=False)  # weights that it found not finite tell more
+            raise TrainingError(
+                f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {', '.join(bad)}. "
+                f"Nothing was saved since; the newest checkpoint is {self.writer.newest or 'not there yet'}. "
+                "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
+            )
 
     def _owes_validation(self) -> bool:
         step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
@@ -302,6 +308,7 @@ class Trainer:
                     LOGGER.warning("left out of validation: %s: %s", path, reason)
             self._left_out |= left_out.keys()
         self.progress.validated = self.progress.step
+        self._saved = False
         self.clock.resume()
 
     def _record_validation(self, name: str, means: dict[str, float]) -> None:
@@ -317,9 +324,7 @@ class Trainer:
             if reference is not None:
                 word += f" ({baseline} {reference:.4f}, {means[metric] - reference:+.4f})"
             words.append(word)
-            best = progress.best.get(f"{name}/{metric}")
-            if math.isfinite(means[metric]) and (best is None or means[metric] > best["value"]):
-                progress.best[f"{name}/{metric}"] = {"value": means[metric], "step": progress.step}
+            self.best.update(progress.best, name, metric, means[metric], progress.step)
         LOGGER.info("validation at step %d on %s: %s", progress.step, name, "  ".join(words) or "no metrics")
         if words:
             self.last_validation = "val " + " ".join(words[0].split()[:2])
@@ -328,11 +333,15 @@ class Trainer:
         step = self.progress.step
         if self.config.eval.save_images:
             folder = self.folder.validation / name / result.name
-            folder.mkdir(parents=True, exist_ok=True)
-            write_png(folder / f"{step}.png", result.output[0])
-            for label, picture in (("hq", result.target), ("lq", result.input), (self.config.eval.baseline, result.baseline)):
-                if picture is not None and not (folder / f"{label}.png").exists():
-                    write_png(folder / f"{label}.png", picture[0])
+            pictures = {"hq": result.target, "lq": result.input, self.config.eval.baseline: result.baseline}
+
+            def write() -> None:
+                write_png(folder / f"{step}.png", result.output[0])
+                for label, picture in pictures.items():
+                    if picture is not None and not (folder / f"{label}.png").exists():
+                        write_png(folder / f"{label}.png", picture[0])
+
+            self.folder.dispensable("pictures of the validation", write)
         if next(shown) < self.config.eval.num_sheets:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
             self.recorder.image(f"{name}/{result.name}", comparison_sheet(row), step)
@@ -348,35 +357,56 @@ class Trainer:
                 self._not_shown.add(key)
                 continue
             images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
-            folder = self.folder.visuals / key
-            folder.mkdir(parents=True, exist_ok=True)
-            write_png(folder / f"{self.progress.step}.png", grid(images))
+            target = self.folder.visuals / key / f"{self.progress.step}.png"
+            self.folder.dispensable("visuals", partial(write_png, target, grid(images)))
 
     def save(self) -> None:
-        """Writes a checkpoint of the current step.
+        """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.
 
         Raises:
-            TrainingError: a weight is not finite; nothing is written.
+            TrainingError: a weight was not finite.
+            CheckpointError: an earlier checkpoint could not be written.
         """
+        if self._saved:
+            return
         self.clock.pause()
-        self._stop_if_weights_not_finite()
-        self.progress.seconds = self.clock.seconds()
         self.recorder.flush()
-        snapshot = checkpoint.Snapshot(
+        self.writer.save(self._snapshot(), self.best.step(self.progress.best))
+        self._saved = True
+        self.clock.resume()
+
+    def _prepare_saving(self) -> None:
+        """At the first log line of a sitting: by then the optimisers have their state."""
+        if not self._prepared and self.progress.step < self.settings.niter:
+            every = self.config.logger.save_checkpoint_freq
+            first = self.progress.step // every * every + every
+            self.writer.prepare(self._snapshot(), [*range(first, self.settings.niter, every), self.settings.niter])
+        self._prepared = True
+
+    def _snapshot(self) -> checkpoint.Snapshot:
+        self.progress.seconds = self.clock.seconds()
+        trained = {name: self.networks[name] for step in self.steps for name in step.trained}
+        return checkpoint.Snapshot(
             self.progress.step,
-            {name: self.networks[name].state_dict() for step in self.steps for name in step.trained},
+            {name: network.state_dict() for name, network in trained.items()},
             {name: ema.state_dict() for name, ema in self.emas.items()},
             asdict(self.progress),
             {step.name: _step_state(step) for step in self.steps},
             self.meter.state_dict(),
+            {name: [key for key, _ in network.named_parameters()] for name, network in trained.items()},
         )
-        target = checkpoint.save(self.folder.checkpoints, snapshot)
-        LOGGER.info("saved %s", target)
-        self.clock.resume()
+
+    def _flush_rows(self) -> None:
+        self.recorder.sync()
+
+    def _named_checkpoints(self) -> frozenset[Path]:
+        named = self.config.path.resume_state
+        return frozenset([Path(named)] if named is not None else [])
 
     def _restore(self) -> None:
         named = self.config.path.resume_state
-        found = checkpoint.newest(self.folder.checkpoints)
+        checkpoint.tidy(self.folder.checkpoints)
+        self.writer.newest = found = checkpoint.newest(self.folder.checkpoints)
         snapshot = checkpoint.load(found) if found is not None else None
         goes_back = False
         if named is not None and (snapshot is None or snapshot.progress.get("resume_state") != named):
@@ -407,6 +437,7 @@ class Trainer:
             checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
         if found.parent == self.folder.checkpoints:
             checkpoint.point_to(found)
+        self._saved = not goes_back
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         LOGGER.info("going on from %s", found)
 

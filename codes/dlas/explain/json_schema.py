@@ -18,7 +18,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dlas.config.legacy.vocabulary import KEYS
-from dlas.config.schema import NESTED, SECTIONS, Component, Config, EvalConfig, ScheduleConfig, Section, StepConfig
+from dlas.config.schema import (
+    NESTED,
+    SECTIONS,
+    Component,
+    Config,
+    EvalConfig,
+    KeepBestConfig,
+    ScheduleConfig,
+    Section,
+    StepConfig,
+)
 from dlas.explain.catalogue import Option, documentation, keys_of, options_of, sections_in, shipped
 from dlas.explain.json_types import Schema, json_type
 from dlas.explain.listing import paragraphs_of
@@ -29,6 +39,7 @@ SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
 _NAMES: Mapping[tuple[type[Section], str], Registry] = {
     (StepConfig, "optimizer"): OPTIMIZERS,
     (EvalConfig, "metrics"): METRICS,
+    (KeepBestConfig, "metric"): METRICS,
 }
 _OLDER = "A spelling of DL-Art-School's; `dlas check` tells what becomes of it."
 

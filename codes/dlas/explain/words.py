@@ -268,8 +268,11 @@ def _files(config: Config) -> Item:
     if not training:
         chapter.add(f"Pictures and a metrics.csv for each data set are written to {folder}/<set> (`path.experiments`).")
         if path.run:
-            chapter.add(f"Networks, steps and weights come from {path.run} (`path.run`).")
-        _rest(chapter, path, {"experiments", "run", "pretrain", "strict_load"}, "path.")
+            which = (
+                f"its {path.checkpoint} checkpoint" if not path.checkpoint.isdecimal() else f"its checkpoint {path.checkpoint}"
+            )
+            chapter.add(f"Networks and steps come from {path.run} (`path.run`), weights from {which} (`path.checkpoint`).")
+        _rest(chapter, path, {"experiments", "run", "checkpoint", "pretrain", "strict_load"}, "path.")
         return chapter
     item = chapter.add(f"Everything is written to {folder} (`path.experiments` and `name`):")
     item.add("config.yml, config.resolved.yml (with every default), environment.json: at the start.")
@@ -280,6 +283,11 @@ def _files(config: Config) -> Item:
     item.add(
         f"checkpoints/<step>: every {logger.save_checkpoint_freq} iterations and at the end (`logger.save_checkpoint_freq`)."
     )
+    best = config.checkpoints.keep_best
+    if best is not None:
+        item.add(f"checkpoints/best: names the one with the best {best.metric} (`checkpoints.keep_best`).")
+        _rest(item, best, {"metric"}, "checkpoints.keep_best.")
+    _rest(item, config.checkpoints, {"keep_best"}, "checkpoints.")
     if config.eval.save_images and len(config.datasets) > 1:
         item.add("val/<set>/<image>/<step>.png: at each validation (`eval.save_images`).")
     if logger.visuals:
@@ -292,7 +300,7 @@ def _files(config: Config) -> Item:
     _rest(chapter, logger, told, "logger.")
     where = path.resume_state or "the newest checkpoint of this folder, if there is one"
     chapter.add(f"The run goes on from {where} (`path.resume_state`).")
-    _rest(chapter, path, {"experiments", "resume_state", "pretrain", "strict_load", "run"}, "path.")
+    _rest(chapter, path, {"experiments", "resume_state", "pretrain", "strict_load", "run", "checkpoint"}, "path.")
     return chapter
 
 

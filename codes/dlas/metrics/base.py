@@ -6,13 +6,15 @@ Two kinds are registered under METRICS:
   a validation set is its summary;
 - a class with the methods of `Metric` sees a whole set before it has a number (a Fréchet distance, an error rate).
 
+More of it is better, unless it is a class that says `higher_is_better = False`.
+
 `create_metric` turns either into a `Metric`, so that a validation loop treats them alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ from dlas.registry import METRICS
 
 class Metric(Protocol):
     """Accumulates over a validation set."""
+
+    higher_is_better: ClassVar[bool] = True
 
     def update(self, prediction: Tensor, target: Tensor, /) -> Tensor | None:
         """Adds samples; returns their own values where each has one, (N,)."""
@@ -43,6 +47,8 @@ class MeanOverSamples:
         device: where the sums live.
     """
 
+    higher_is_better: ClassVar[bool] = True
+
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], device: torch.device | str = "cpu") -> None:
         self.function = function
         self.average = Average(device)
@@ -60,6 +66,11 @@ class MeanOverSamples:
     def compute(self) -> Tensor:
         """See `Average.compute`."""
         return self.average.compute()
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a registered metric is better."""
+    return bool(METRICS.find(name).attributes.get("higher_is_better", True))
 
 
 def create_metric(options: Mapping[str, Any], device: torch.device | str = "cpu") -> Metric:

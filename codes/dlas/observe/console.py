@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
 
 from dlas.errors import UserError
+from dlas.observe import disk
 
 LOGGER = logging.getLogger("dlas")
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
@@ -35,6 +37,20 @@ def start_console() -> None:
     LOGGER.propagate = False
 
 
+class _ToFile(logging.FileHandler):
+    """Lines that cannot be written wait in the file's buffer; the run goes on, and the terminal is told once."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that logging calls
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            LOGGER.warning("the log file cannot be written: %s; training goes on without", disk.reason(error))
+
+
 class LogFile:
     """Context manager: log lines also go to a file while it is open, and so does the error that ends it."""
 
@@ -43,7 +59,7 @@ class LogFile:
 
     def __enter__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler = _ToFile(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOGGER.addHandler(self.handler)
 
@@ -52,7 +68,8 @@ class LogFile:
             details = None if isinstance(error, UserError) else (type(error), error, trace)
             self.handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, "%s", (str(error),), details))
         LOGGER.removeHandler(self.handler)
-        self.handler.close()
+        with suppress(OSError):
+            self.handler.close()
 
 
 def progress_bar(total: int, done: int) -> tqdm[None]:

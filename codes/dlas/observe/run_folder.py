@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -20,6 +19,8 @@ import yaml
 
 from dlas.config import Config, to_plain
 from dlas.errors import TrainingError
+from dlas.observe import disk
+from dlas.observe.console import LOGGER
 
 _PACKAGES = ("dlas", "torch", "numpy", "safetensors", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn")
 
@@ -35,6 +36,34 @@ class RunFolder:
         self.tensorboard = path / "tb"
         self.validation = path / "val"
         self.visuals = path / "visuals"
+        self._places = (disk.Place(path, signed=True), disk.Place(self.checkpoints))
+        self._told: set[tuple[str, int | None]] = set()
+
+    def claim(self) -> None:
+        """Makes the folders that the run writes to; from now on these are the ones."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for place in self._places:
+            place.claim()
+
+    def check(self) -> None:
+        """Nothing, before `claim`.
+
+        Raises:
+            OSError: the folder has gone, or another one is in its place. It is never made anew: when the disk of a run is
+                unmounted, that would be somewhere else.
+        """
+        for place in self._places:
+            place.check()
+
+    def dispensable(self, what: str, write: Callable[[], None]) -> None:
+        """Writes what a run can do without: an error is told of once, and the run goes on."""
+        try:
+            self.check()
+            write()
+        except OSError as error:
+            if (what, error.errno) not in self._told:
+                LOGGER.warning("%s cannot be written: %s; training goes on without", what, disk.reason(error))
+            self._told.add((what, error.errno))
 
     def set_aside(self) -> Path | None:
         """Renames an existing folder so that a new run can start; nothing is deleted. Returns its new place."""
@@ -72,10 +101,10 @@ class RunFolder:
         """Writes config.yml (as given), config.resolved.yml (with every default) and environment.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         if source is not None and source.is_file():
-            shutil.copyfile(source, self.path / "config.yml")
+            disk.replace_text(self.path / "config.yml", source.read_bytes())
         resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-        _replace_text(self.path / "config.resolved.yml", resolved)
-        _replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
+        disk.replace_text(self.path / "config.resolved.yml", resolved)
+        disk.replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
 
     def forget_after(self, step: int, validated: bool = True) -> None:
         """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again.
@@ -87,10 +116,10 @@ class RunFolder:
         if not self.metrics.exists():
             return
         last = {"train": step, "val": step if validated else step - 1}
-        text = self.metrics.read_text(encoding="utf-8", errors="replace")
-        kept = "".join(line + "\n" for line in text.splitlines() if _is_row_up_to(last, line))
-        if kept != text:
-            _replace_text(self.metrics, kept)
+        before = self.metrics.read_text(encoding="utf-8", errors="replace")
+        after = "".join(line + "\n" for line in before.splitlines() if _is_row_up_to(last, line))
+        if after != before:
+            disk.replace_text(self.metrics, after)
 
 
 def _is_row_up_to(last: dict[str, int], line: str) -> bool:
@@ -122,12 +151,3 @@ def _environment(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "packages": versions,
     }
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial_file = path.with_name(f".{path.name}.partial")
-    with partial_file.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_file.replace(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dlas.config.problems import Problem
 from dlas.config.schema import Config
+from dlas.config.wiring.checkpoints import check_checkpoints
 from dlas.config.wiring.files import check_file_names
 from dlas.config.wiring.limits import check_limits
 from dlas.config.wiring.names import check_names
@@ -36,3 +37,4 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
     if training:
         check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)
+    check_checkpoints(config, problems, training)
