@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlas.context import Context, mix_seed
-from dlas.engine.device import seed_everything
+from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.engine.microbatch import MicroBatch, split_batch, to_device
 from dlas.engine.step import TrainingStep
@@ -61,7 +60,6 @@ class IterationRunner:
         """
         positions = batch.pop("positions")
         parts = split_batch(to_device(batch, self.device, self.layout), positions, self.parts)
-        seed_everything(mix_seed(self.seed, completed), self.device)
         for step in self.steps:
             if not step.runs(completed):
                 continue

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dlas.config.schema import InjectorConfig, StepConfig
-from dlas.context import Context
+from dlas.context import Context, mix_seed
+from dlas.engine.device import seed_everything
 from dlas.engine.gate import Gate
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
@@ -99,7 +100,7 @@ class TrainingStep:
         config: its section.
         networks: all networks of the run.
         precision: autocast and scaling.
-        device: where losses with parameters or buffers live.
+        device: where it runs, and where losses with parameters or buffers live.
         meter: takes the values of the losses.
     """
 
@@ -116,6 +117,7 @@ class TrainingStep:
         self.trained = config.trained
         self.networks = networks
         self.precision = precision
+        self.device = device
         self.meter = meter
         self.runs = Gate(config.after, config.before)
         self.trains = Gate(every=config.every)
@@ -142,6 +144,9 @@ class TrainingStep:
         self.schedule.apply(step)
         backpropagated = False
         for part, context in zip(parts, contexts, strict=True):
+            # What layers draw (dropout) is a function of the run, the iteration, the step and the samples: a micro-batch
+            # that is computed again, by itself or after a restart, draws the same; parts and ranks draw differently.
+            seed_everything(mix_seed(context.seed, context.step, self.name, context.positions[0]), self.device)
             with torch.set_grad_enabled(trains):
                 backpropagated |= self._forward_backward(part, context, trains)
         if backpropagated:
