@@ -17,7 +17,7 @@ from dlas.config import Config
 from dlas.engine.cutting import Cutting
 from dlas.engine.dryrun import dry_run
 from dlas.engine.dryrun.report import size, table
-from dlas.engine.out_of_memory import StepOutOfMemoryError, release_memory
+from dlas.engine.out_of_memory import StepOutOfMemoryError, address_space_left, release_memory
 from dlas.engine.precision import has_bf16
 from dlas.errors import TrainingError
 from dlas.observe.console import LOGGER
@@ -67,7 +67,7 @@ def advise(
         device: of the run.
         shortage: what happened.
     """
-    LOGGER.info("%s; working out what would fit (at most %.0f s)", shortage, _PATIENCE)
+    LOGGER.info("out of memory; working out what would fit, which takes %.0f s at most", _PATIENCE)
     try:
         return TrainingError(f"{shortage}.\n{_advice(config, networks, device)}")
     except Exception as error:  # a rehearsal of foreign components may fail in any way; the shortage is the news
@@ -109,17 +109,15 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _limits_of_this_machine() -> Iterator[int]:
+    left = address_space_left()
+    if left is not None:
+        yield left
     try:
         yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        import resource  # not on Windows
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            yield limit
         text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
         if text.isdecimal():
             yield int(text)
-    except (ImportError, AttributeError, ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         return
 
 

@@ -6,6 +6,7 @@ import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,9 @@ _MESSAGES = re.compile(
     r"can't allocate memory|not enough memory: you tried|(CUDA|HIP|MPS backend)( error:)? out of memory"
     r"|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|std::bad_alloc"
 )
-# These have other causes too; with (almost) no memory left on the device, that is the cause.
+# These have other causes too; of cuBLAS and cuDNN with (almost) no memory left on the device, and of oneDNN with a limit on this
+# process's memory, that is the cause.
+_SUSPECT_ON_CPU = re.compile(r"could not (create|execute) a (primitive|memory)|can't start new thread")
 _SUSPECT = re.compile(
     r"CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|unable to find an engine", re.I
 )
@@ -57,6 +60,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             text = str(error)
             if _MESSAGES.search(text) or (_SUSPECT.search(text) and _device_is_full()):
                 return True
+            if _SUSPECT_ON_CPU.search(text) and address_space_left() is not None:
+                return True
         error = error.__cause__
     return False
 
@@ -66,9 +71,12 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None and is_out_of_memory(error.__cause__):
         error = error.__cause__
     text = " ".join(str(error).split())
-    message = re.split(r"\.? ?If reserved but unallocated| Process \d+ has| Error code|(?<=\.) See documentation", text)[0]
+    message = re.split(
+        r" (If reserved|Process \d+ has|Including non-PyTorch|Of the allocated|Error code|See documentation)", text
+    )[0]
     message = re.sub(r"^\[enforce fail at .*?(?=\w+Allocator: )", "", message).rstrip(". ") or type(error).__name__
-    return f"{message}. Its memory is in pieces: set {EXPANDABLE} in the environment" if _is_fragmented(text) else message
+    unused = _unused_gaps(text)
+    return f"{message}. {unused} lie unused in gaps: set {EXPANDABLE} in the environment" if unused else message
 
 
 @contextmanager
@@ -99,12 +107,27 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def _is_fragmented(message: str) -> bool:
+def address_space_left() -> int | None:
+    """Bytes that this process may still map, where it has such a limit (`ulimit -v`)."""
+    try:
+        import resource  # not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        return max(limit - pages * resource.getpagesize(), 0)
+    except (ImportError, AttributeError, ValueError, OSError):
+        return None
+
+
+def _unused_gaps(message: str) -> str:
+    """How much lies between what is allocated, if that is much."""
     found = _RESERVED.search(message)
     if found is None:
-        return False
+        return ""
     allocated, unused = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
-    return unused > _FRAGMENTED * allocated
+    return f"{found[3]} {found[4]}" if unused > _FRAGMENTED * allocated else ""
 
 
 def _device_is_full() -> bool:
