@@ -382,6 +382,16 @@ def test_shortages_are_told_from_other_errors(error, expected):
     assert is_out_of_memory(error) is expected
 
 
+def test_errors_of_libraries_are_shortages_on_a_full_device(monkeypatch):
+    error = RuntimeError(
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input"
+    )
+    monkeypatch.setattr("dlas.engine.out_of_memory._device_is_full", lambda: True)
+    assert is_out_of_memory(error)
+    monkeypatch.setattr("dlas.engine.out_of_memory.address_space_left", lambda: 1000)
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+
+
 def test_the_cpu_allocators_own_error_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -466,6 +476,7 @@ def advice(folder: Path, monkeypatch: pytest.MonkeyPatch, available: int, *overr
     run = run_short(trainer(folder, OFFERING, *overrides), "generator", "backward", above(0))
     with pytest.raises(TrainingError) as caught:
         run.run()
+    assert caught.value.exit_code == 1
     return str(caught.value)
 
 

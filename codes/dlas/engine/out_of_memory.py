@@ -23,8 +23,8 @@ _MESSAGES = re.compile(
     r"can't allocate memory|not enough memory: you tried|(CUDA|HIP|MPS backend)( error:)? out of memory"
     r"|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|std::bad_alloc"
 )
-# These have other causes too; of cuBLAS and cuDNN with (almost) no memory left on the device, and of oneDNN with a limit on this
-# process's memory, that is the cause.
+# These have other causes too. With (almost) no memory left on the device, or, of oneDNN, with a limit on the process's memory,
+# that is the cause.
 _SUSPECT_ON_CPU = re.compile(r"could not (create|execute) a (primitive|memory)|can't start new thread")
 _SUSPECT = re.compile(
     r"CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|unable to find an engine", re.I
