@@ -24,20 +24,22 @@ class BufferBackup:
     def save(self) -> None:
         """Takes their present contents, into the same memory as the last time where they still fit."""
         self._held = [(m._buffers, name, buffer) for m in self._modules for name, buffer in m._buffers.items()]
-        copies, known, sources = {}, [], []
+        copies: dict[int, Tensor] = {}
+        known: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # lists of one type are copied by one kernel
         for _, _, buffer in self._held:
             if buffer is None or id(buffer) in copies:
                 continue
             copy = self._copies.get(id(buffer))
             if copy is not None and (copy.shape, copy.dtype, copy.device) == (buffer.shape, buffer.dtype, buffer.device):
-                known.append(copy)
+                targets, sources = known.setdefault(buffer.dtype, ([], []))
+                targets.append(copy)
                 sources.append(buffer.detach())
             else:
                 copy = buffer.detach().clone()
             copies[id(buffer)] = copy
         self._copies = copies
-        if known:
-            torch._foreach_copy_(known, sources)
+        for targets, sources in known.values():
+            torch._foreach_copy_(targets, sources)
 
     @torch.no_grad()
     def restore(self) -> None:
