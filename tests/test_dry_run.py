@@ -461,7 +461,7 @@ def test_a_run_that_does_not_fit_gets_a_warning():
     big = ["datasets.train.batch_size=512", "precision=fp32", "networks.generator.nf=64", "networks.generator.nb=8"]
     run = dry_run(load(QUICK_START, big), DEVICES["t4"])
     assert [problem.severity for problem in run.problems] == ["warning"]
-    assert "the NVIDIA T4 has 16 GB; raise train.mega_batch_factor" in messages(run)[0]
+    assert "the NVIDIA T4 has 16 GB; set train.micro_batch_size: auto" in messages(run)[0]
 
 
 def test_an_unknown_device_is_answered_with_the_known_ones():

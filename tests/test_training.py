@@ -12,6 +12,7 @@ import torch
 import toys
 from dlas.engine import precision as precision_module
 from dlas.engine.precision import Precision
+from dlas.engine.step import GatedInjector
 from dlas.engine.trainer import Trainer
 from dlas.errors import ConfigurationError, TrainingError
 from runs import assert_same_tensors, batches, configure, rows, trainer
@@ -120,6 +121,28 @@ def test_micro_batches_equal_one_big_batch(tmp_path, text, parts):
     for key, value in results[0].items():
         # The losses are computed in float32, so the sums agree to its rounding.
         torch.testing.assert_close(results[1][key], value, rtol=2e-5, atol=1e-7, msg=key)
+
+
+def test_layers_draw_by_iteration_step_and_micro_batch(tmp_path, monkeypatch):
+    """Each micro-batch of each step draws differently, and one step of one iteration draws the same when it runs alone."""
+    drawn = {}
+    original = GatedInjector.__call__
+
+    def call(self, state, context):
+        drawn[context.step, self.name, context.positions[0]] = float(torch.rand(()))
+        return original(self, state, context)
+
+    monkeypatch.setattr(GatedInjector, "__call__", call)
+    run = trainer(tmp_path, toys.GAN, "train.mega_batch_factor=2")
+    first, second = batches(run, 2)
+    again = dict(second)
+    run.iterate(first)
+    run.iterate(second)
+    assert len(set(drawn.values())) == len(drawn) == 8
+    before, alone = dict(drawn), trainer(tmp_path, toys.GAN, "train.mega_batch_factor=2", "steps.discriminator.before=1")
+    alone.progress.step = 1
+    alone.iterate(again)
+    assert drawn == before
 
 
 def test_more_micro_batches_than_samples_is_refused(tmp_path):

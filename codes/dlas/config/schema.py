@@ -175,6 +175,10 @@ class TrainConfig(Section):
 
     niter: PositiveInt = req("iterations to run: the run stops exactly there")
     mega_batch_factor: PositiveInt = opt(1, "micro-batches per step (gradient accumulation); the result equals one big batch")
+    micro_batch_size: PositiveInt | Literal["auto"] | None = opt(
+        None,
+        "most samples of a micro-batch, instead of `mega_batch_factor`; auto: the whole batch, halved when memory runs out",
+    )
     val_freq: NonNegativeInt = opt(0, "iterations between validations; 0 validates at the end only")
     lr_scheme: ScheduleConfig | None = opt(None, "learning-rate schedule of all steps; constant by default")
     warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")

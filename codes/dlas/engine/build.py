@@ -12,9 +12,12 @@ from dlas.config import Config
 from dlas.config.schema import Component
 from dlas.data.base import Dataset, create_dataset
 from dlas.engine.device import memory_format
+from dlas.engine.out_of_memory import explained
 from dlas.errors import ConfigurationError
 from dlas.interop.state_dicts import load_into, read_state_dict
 from dlas.observe.console import LOGGER
+
+_TOO_LARGE = "Take a smaller network, free memory that other processes hold, or use a device with more"
 
 
 def with_scale(section: Component, scale: int) -> dict[str, Any]:
@@ -39,7 +42,8 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
     for name, section in config.networks.items():
         options = {"which_model": section.which_model, **with_scale(section, config.scale)}
         try:
-            network = create_network(options, name=name)
+            with explained(f"building network '{name}' ({section.which_model})", _TOO_LARGE):
+                network = create_network(options, name=name)
         except ConfigurationError as error:
             raise ConfigurationError(f"{section.mark}: {error}") from error
         if name in config.path.pretrain:
@@ -55,7 +59,9 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
             network.requires_grad_(False)
         network.train(section.trainable)
         layout = memory_format(config.memory_format)
-        networks[name] = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
+        size = sum(each.nbytes for each in (*network.parameters(), *network.buffers())) / 1e6
+        with explained(f"moving network '{name}' ({size:.0f} MB) to {device}", _TOO_LARGE):
+            networks[name] = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
     if config.checkpointing_enabled and not any(hasattr(network, "checkpointing") for network in networks.values()):
         LOGGER.warning("checkpointing_enabled: none of the networks offers gradient checkpointing, so nothing is saved")
     return networks

@@ -17,6 +17,7 @@ from dlas.data.loader import evaluation_items
 from dlas.engine.device import memory_format
 from dlas.engine.ema import ModelEma
 from dlas.engine.microbatch import to_device
+from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision
 from dlas.engine.step import State, build_injectors
 from dlas.errors import TrainingError
@@ -24,6 +25,11 @@ from dlas.injectors.networks import evaluation_mode
 from dlas.layers.resize import imresize
 from dlas.metrics import Metric, create_metric, quantize_8bit
 from dlas.registry import METRICS
+
+_TOO_LARGE = (
+    "Pictures are evaluated whole, one at a time, whatever train.micro_batch_size is: take smaller pictures for this data set "
+    "(for instance cut into tiles), precision: bf16 or fp16, or a device with more memory"
+)
 
 
 @dataclass
@@ -99,7 +105,8 @@ class Evaluator:
         baseline_values: dict[str, dict[str, float]] = {} if known is None else known[0]
         with self._evaluation_state(), torch.no_grad():
             for item in evaluation_items(dataset, bad_files):
-                result = self._one(item, step)
+                with explained(self._words(item), _TOO_LARGE):
+                    result = self._one(item, step)
                 if result.target is not None:
                     measured = True
                     result.values = self._measure(metrics, result.output, result.target, result.name)
@@ -142,6 +149,11 @@ class Evaluator:
             None if target is None else quantize_8bit(target.float()),
             source,
         )
+
+    def _words(self, item: dict[str, Any]) -> str:
+        name = item["name"][0] if "name" in item else f"{item['positions'][0]:05d}"
+        shapes = (f"'{key}' of {' x '.join(map(str, v.shape[1:]))}" for key, v in item.items() if isinstance(v, Tensor))
+        return f"evaluating picture '{name}' ({', '.join(shapes)})"
 
     def _baseline(self, source: Tensor) -> Tensor | None:
         if self.section.baseline == "none" or self.config.scale == 1:

@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlas.context import Context, mix_seed
-from dlas.engine.device import seed_everything
+from dlas.context import Context
+from dlas.engine.buffers import BufferBackup
+from dlas.engine.cutting import Cutting
 from dlas.engine.ema import ModelEma
-from dlas.engine.microbatch import MicroBatch, split_batch, to_device
+from dlas.engine.microbatch import MicroBatch, to_device
+from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
 from dlas.engine.step import TrainingStep
+
+TRANSFER_FIX = (
+    "Before any step has begun, networks, averages and optimiser states fill the device, or another process does: lower "
+    "datasets.train.batch_size, take a smaller network or an optimiser with less state, or free the device"
+)
 
 
 class IterationRunner:
@@ -23,7 +30,7 @@ class IterationRunner:
         networks: all networks of the run.
         emas: averages to update.
         seed: of the run.
-        parts: micro-batches per batch.
+        cutting: how batches are cut into micro-batches; an automatic one is changed when memory runs out.
         device: where everything runs.
         layout: memory format of images.
     """
@@ -35,7 +42,7 @@ class IterationRunner:
         emas: Mapping[str, ModelEma],
         *,
         seed: int,
-        parts: int,
+        cutting: Cutting,
         device: torch.device,
         layout: torch.memory_format,
     ) -> None:
@@ -43,10 +50,12 @@ class IterationRunner:
         self.networks = networks
         self.emas = emas
         self.seed = seed
-        self.parts = parts
+        self.cutting = cutting
         self.device = device
         self.layout = layout
         self._focus: frozenset[str] | None = None
+        losses = [each.loss for step in steps for each in step.losses]
+        self._buffers = BufferBackup([*networks.values(), *losses]) if cutting.automatic else None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
         """One iteration.
@@ -60,17 +69,34 @@ class IterationRunner:
             The micro-batches with everything that the steps wrote.
         """
         positions = batch.pop("positions")
-        parts = split_batch(to_device(batch, self.device, self.layout), positions, self.parts)
-        seed_everything(mix_seed(self.seed, completed), self.device)
+        with explained(f"moving a batch of {len(positions)} samples to {self.device}", TRANSFER_FIX):
+            batch = to_device(batch, self.device, self.layout)
+        parts = self.cutting.cut(batch, positions)
         for step in self.steps:
             if not step.runs(completed):
                 continue
             self._focus_on(step)
-            contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
-            step.run(parts, contexts, log_gradients)
+            parts = self._run_step(step, parts, completed, log_gradients)
         for ema in self.emas.values():
             ema.update(completed + 1)
         return parts
+
+    def _run_step(self, step: TrainingStep, parts: list[MicroBatch], completed: int, log_gradients: bool) -> list[MicroBatch]:
+        """Runs a step, on smaller and smaller micro-batches if that may be, and returns those that went through."""
+        if self._buffers is not None:
+            self._buffers.save()
+        while True:
+            contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
+            try:
+                step.run(parts, contexts, log_gradients)
+                return parts
+            except StepOutOfMemoryError as error:
+                if self._buffers is None:
+                    raise
+                shortage = error.with_traceback(None)
+            self._buffers.restore()
+            parts = self.cutting.halve(parts, shortage, completed)
+            release_memory(self.device)
 
     def _focus_on(self, step: TrainingStep) -> None:
         """Gradients are recorded only for the networks that the step trains; others are passed through."""

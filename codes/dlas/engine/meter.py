@@ -23,6 +23,15 @@ class Meter:
         self._values[name].append(value)
         self._weights[name].append(weight)
 
+    def mark(self) -> dict[str, int]:
+        """How much there is of each name, for `rewind`."""
+        return {name: len(values) for name, values in self._values.items()}
+
+    def rewind(self, mark: Mapping[str, int]) -> None:
+        """Takes back all that was added since `mark`."""
+        self._values = {name: self._values[name][:count] for name, count in mark.items()}
+        self._weights = {name: self._weights[name][:count] for name, count in mark.items()}
+
     def read(self) -> dict[str, float]:
         """The weighted mean of each name since the last call."""
         if not self._values:

@@ -24,29 +24,42 @@ class MicroBatch:
     share: float
     positions: list[int]
 
+    def cut(self, parts: int) -> list[MicroBatch]:
+        """Cuts it into `parts` pieces whose sizes differ by at most one.
+
+        Tensors whose first dimension is the number of samples and lists with one entry per sample are cut, those in mappings,
+        tuples and other lists too; anything else belongs to every piece.
+        """
+        if parts == 1:
+            return [self]
+        total = len(self.positions)
+        base, extra = divmod(total, parts)
+        result, start = [], 0
+        for part in range(parts):
+            end = start + base + (part < extra)
+            state = {key: _cut(value, total, start, end) for key, value in self.state.items()}
+            result.append(MicroBatch(state, self.share * ((end - start) / total), self.positions[start:end]))
+            start = end
+        return result
+
 
 def split_batch(batch: dict[str, Any], positions: list[int], parts: int) -> list[MicroBatch]:
-    """Cuts a batch along dimension 0 into `parts` pieces whose sizes differ by at most one.
-
-    Tensors and lists with one entry per sample are cut; anything else belongs to every part.
-    """
-    total = len(positions)
-    if parts == 1:
-        return [MicroBatch(batch, 1.0, positions)]
-    base, extra = divmod(total, parts)
-    result, start = [], 0
-    for part in range(parts):
-        end = start + base + (part < extra)
-        state = {key: value[start:end] if _per_sample(value, total) else value for key, value in batch.items()}
-        result.append(MicroBatch(state, (end - start) / total, positions[start:end]))
-        start = end
-    return result
+    """Cuts a batch along dimension 0 into `parts` pieces whose sizes differ by at most one."""
+    return MicroBatch(batch, 1.0, positions).cut(parts)
 
 
-def _per_sample(value: Any, total: int) -> bool:
+def _cut(value: Any, total: int, start: int, end: int) -> Any:
     if isinstance(value, Tensor):
-        return value.dim() > 0 and value.shape[0] == total
-    return isinstance(value, list) and len(value) == total
+        return value[start:end] if value.dim() > 0 and value.shape[0] == total else value
+    if isinstance(value, list) and len(value) == total:
+        return value[start:end]
+    if isinstance(value, dict):
+        return {key: _cut(item, total, start, end) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cut(item, total, start, end) for item in value]
+    if type(value) is tuple:
+        return tuple(_cut(item, total, start, end) for item in value)
+    return value
 
 
 def to_device(batch: dict[str, Any], device: torch.device, layout: torch.memory_format) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from dlas.config.schema import InjectorConfig, StepConfig
 from dlas.context import Context
+from dlas.engine.device import seed_micro_batch
 from dlas.engine.gate import Gate
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
+from dlas.engine.out_of_memory import UPDATE_FIX, StepOutOfMemoryError, explained, is_out_of_memory, reason
 from dlas.engine.precision import Precision
 from dlas.errors import TrainingError
 from dlas.injectors import create_injector
@@ -134,23 +136,53 @@ class TrainingStep:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = precision.new_scaler()
         self.schedule: Schedule  # set by the trainer, which knows the length of the run
+        self.any_rank: Callable[[bool], bool] = bool  # whether a flag is set on any rank; set where there are several
+        self.doing = ""  # for messages
 
     def run(self, parts: list[MicroBatch], contexts: list[Context], log_gradients: bool) -> None:
-        """One optimiser update from all micro-batches; new state entries stay in them, detached."""
-        step = contexts[0].step
-        trains = self.trains(step)
-        self.schedule.apply(step)
-        backpropagated = False
-        for part, context in zip(parts, contexts, strict=True):
-            with torch.set_grad_enabled(trains):
-                backpropagated |= self._forward_backward(part, context, trains)
-        if backpropagated:
-            self._update(log_gradients)
+        """One optimiser update from all micro-batches; new state entries stay in them, detached.
 
-    def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> bool:
+        Raises:
+            StepOutOfMemoryError: memory ran out before the update, here or on another rank. The step has left no trace then
+                but in buffers that networks change in their forward pass, and can be run again, on smaller micro-batches.
+        """
+        self.schedule.apply(contexts[0].step)
+        mark = self.meter.mark()
+        shortage: StepOutOfMemoryError | None = None
+        try:
+            written, backpropagated = self._backpropagate(parts, contexts)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = StepOutOfMemoryError(self.name, self.doing, reason(error))
+        # Only here, behind the handler, are the frames gone that hold the activations of the failed attempt.
+        if self.any_rank(shortage is not None):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.meter.rewind(mark)
+            raise shortage or StepOutOfMemoryError(self.name, "another process", "it has no memory left")
+        for part, entries in zip(parts, written, strict=True):
+            part.state.update(entries)
+        if backpropagated:
+            with explained(f"the optimiser ({type(self.optimizer).__name__}) of step '{self.name}'", UPDATE_FIX):
+                self._update(log_gradients)
+
+    def _backpropagate(self, parts: list[MicroBatch], contexts: list[Context]) -> tuple[list[dict[str, Any]], bool]:
+        """Forward and backward of all micro-batches: the new entries of each, and whether there are gradients."""
+        trains = self.trains(contexts[0].step)
+        written, backpropagated = [], False
+        for part, context in zip(parts, contexts, strict=True):
+            seed_micro_batch(context, self.name, self.precision.device)
+            with torch.set_grad_enabled(trains):
+                entries, has_gradients = self._forward_backward(part, context, trains)
+            written.append(entries)
+            backpropagated |= has_gradients
+        return written, backpropagated
+
+    def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> tuple[dict[str, Any], bool]:
         state = State(part.state)
         with self.precision.autocast():
             for injector in self.injectors:
+                self.doing = f"injector '{injector.name}'"
                 state.update(injector(state, context))
             total = self._total_loss(state, context, part.share) if trains else None
         if total is not None:
@@ -159,19 +191,18 @@ class TrainingStep:
                     f"step '{self.name}': no loss that is on depends on a parameter of {' or '.join(self.trained)}; "
                     "check what its losses read"
                 )
+            self.doing = "the backward pass"
             if part.share != 1.0:
                 total = total * part.share
             (total if self.scaler is None else self.scaler.scale(total)).backward()
-        for key, value in state.items():
-            if key not in part.state:
-                part.state[key] = _detached(value)
-        return total is not None
+        return {key: _detached(value) for key, value in state.items() if key not in part.state}, total is not None
 
     def _total_loss(self, state: State, context: Context, share: float) -> Tensor | None:
         total: Tensor | None = None
         for each in self.losses:
             if not each.gate(context.step):
                 continue
+            self.doing = f"loss '{each.name}'"
             result = each.loss(state, context)
             value, extra = result if isinstance(result, tuple) else (result, {})
             self.meter.add(f"{self.name}/{each.name}", value.detach(), share)

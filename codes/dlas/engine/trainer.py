@@ -20,16 +20,20 @@ from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
+from dlas.engine.agreement import any_rank
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
+from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.iteration import IterationRunner
+from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
+from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.step import TrainingStep
 from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError
@@ -53,6 +57,7 @@ class Progress:
         validated: step of the latest validation; a request to stop puts one off that is due.
         bad_files: unusable files that were skipped, and why.
         resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
+        micro_batch_size: most samples of a micro-batch that fitted into memory, where `micro_batch_size: auto` had to find it.
     """
 
     step: int = 0
@@ -62,6 +67,7 @@ class Progress:
     validated: int = 0
     bad_files: dict[str, str] = field(default_factory=dict)
     resume_state: str | None = None
+    micro_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,9 @@ class Trainer:
             TrainingStep(name, section, self.networks, self.precision, self.device, self.meter)
             for name, section in config.steps.items()
         ]
+        agreed = any_rank()
         for step, section in zip(self.steps, config.steps.values(), strict=True):
+            step.any_rank = agreed
             scheme = section.lr_scheme or self.settings.lr_scheme
             options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
             step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
@@ -121,13 +129,17 @@ class Trainer:
         for name in self.networks.keys() - set(trained):
             self.networks[name].requires_grad_(False)
         ema = self.settings.ema
-        self.emas = {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
+        with explained("the averages of the weights", "They take as much as the networks: write 'train.ema.enabled: false'"):
+            self.emas = (
+                {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
+            )
+        self.cutting = Cutting.of(self.settings)
         self.runner = IterationRunner(
             self.steps,
             self.networks,
             self.emas,
             seed=config.seed,
-            parts=self.settings.mega_batch_factor,
+            cutting=self.cutting,
             device=self.device,
             layout=self.layout,
         )
@@ -161,6 +173,7 @@ class Trainer:
             self.folder.describe(self.config, self.source, str(self.device))
             self.folder.claim()
             self._announce()
+            warn_if_too_large(self.config, self.networks, self.device)
             if self.progress.step >= self.settings.niter and not self._owes_validation():
                 LOGGER.info(
                     "this run is complete at step %d; raise train.niter to go on, or start anew with --resume never",
@@ -170,7 +183,11 @@ class Trainer:
             tensorboard = self.folder.tensorboard if self.config.logger.tensorboard else None
             self.recorder = Recorder(self.folder.metrics, tensorboard, self.progress.step, self.folder.check)
             try:
-                with self._loader() as loader, self.writer:
+                with (
+                    self._loader() as loader,
+                    self.writer,
+                    advising(self.config, self.networks, self.device),
+                ):
                     self._loop(loader, stop)
             finally:
                 self.recorder.close()
@@ -234,6 +251,7 @@ class Trainer:
         """
         progress = self.progress
         parts = self.runner.run(batch, progress.step, log_gradients)
+        progress.micro_batch_size = self.cutting.found
         progress.step += 1
         self._saved = False
         progress.samples += sum(len(part.positions) for part in parts)
@@ -253,6 +271,8 @@ class Trainer:
         progress = self.progress
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)
+        if self.cutting.automatic:
+            values["micro_batch_size"] = float(self.cutting.size(self.batch_size))
         if progress.bad_files:
             values["bad_files"] = float(len(progress.bad_files))
         first = progress.step <= self.config.logger.print_freq
@@ -302,7 +322,12 @@ class Trainer:
             name = self.config.datasets[key].name or key
             show = partial(self._show, name, itertools.count())
             left_out: dict[str, str] = {}
-            self._record_validation(name, self.evaluator.run(dataset, self.progress.step, show, left_out))
+            try:
+                means = self.evaluator.run(dataset, self.progress.step, show, left_out)
+            except TrainingError:  # the networks are as they were: what was trained is worth keeping
+                self.save()
+                raise
+            self._record_validation(name, means)
             for path, reason in left_out.items():
                 if path not in self._left_out:
                     LOGGER.warning("left out of validation: %s: %s", path, reason)
@@ -432,6 +457,7 @@ class Trainer:
             _restore_step(step, snapshot.optimizers[step.name])
         self.meter.load_state_dict(snapshot.meter, self.device)
         self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
+        self.cutting.resume(self.progress.micro_batch_size)
         if goes_back:
             self.progress.resume_state = named
             checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlas.config.schema import Component, Config, Section, StepConfig
+from dlas.config.schema import Component, Config, Section, StepConfig, TrainConfig
 from dlas.explain.catalogue import documentation, in_yaml, keys_of, number, options_of
 from dlas.explain.flow import Flow, Gate, KeyUse, Node, training_flow, validation_flow, validation_injectors
 from dlas.explain.rates import Rates, learning_rates
@@ -90,8 +90,7 @@ def _data(config: Config) -> Item:
         if gives:
             item.add(f"Each sample has {_and(gives)}.")
         if name == "train":
-            share = config.train.mega_batch_factor if config.train else 1
-            cut = f", computed in {share} micro-batches (`mega_batch_factor`)" if share > 1 else ""
+            cut = _cut(config.train) if config.train else ""
             item.add(f"{_count(section.batch_size, 'sample')} per iteration (`batch_size`){cut}.")
         _options(item, section, config)
         _rest(item, section, {"mode", "batch_size"})
@@ -201,13 +200,25 @@ def _rate_words(rates: Rates) -> str:
     )
 
 
+def _cut(train: TrainConfig) -> str:
+    if isinstance(train.micro_batch_size, int):
+        return f", computed in micro-batches of at most {train.micro_batch_size} (`train.micro_batch_size`)"
+    share = train.mega_batch_factor
+    return f", computed in {share} micro-batches (`mega_batch_factor`)" if share > 1 else ""
+
+
 def _loop(config: Config) -> Item:
     train = config.train
     assert train is not None
     chapter = Item("The loop")
     chapter.add(f"Runs {_count(train.niter, 'iteration')} (`train.niter`) and stops exactly there.")
-    if train.mega_batch_factor == 1:
+    if train.mega_batch_factor == 1 and train.micro_batch_size is None:
         chapter.add("Each batch is computed in one piece (`train.mega_batch_factor`).")
+    if train.micro_batch_size == "auto":
+        chapter.add(
+            "When memory runs out, the batch is cut in smaller pieces and tried again, with the same result "
+            "(`train.micro_batch_size: auto`)."
+        )
     if train.lr_scheme is not None:
         item = chapter.add(f"All steps without a schedule of their own follow {train.lr_scheme.type} (`train.lr_scheme`).")
         _options(item, train.lr_scheme, None)
@@ -222,7 +233,12 @@ def _loop(config: Config) -> Item:
         _rest(chapter, train.ema, {"enabled", "rate", "warmup"}, "train.ema.")
     else:
         chapter.add("No average of the weights is kept (`train.ema.enabled: false`).")
-    _rest(chapter, train, {"niter", "mega_batch_factor", "val_freq", "lr_scheme", "warmup_iter", "ema"}, "train.")
+    _rest(
+        chapter,
+        train,
+        {"niter", "mega_batch_factor", "micro_batch_size", "val_freq", "lr_scheme", "warmup_iter", "ema"},
+        "train.",
+    )
     return chapter
 
 

@@ -86,7 +86,7 @@ class Recorder:
         self._rows.sync()
 
     def flush(self) -> None:
-        """Hands all that TensorBoard was told to the system: a restart from a checkpoint that follows does not tell it again."""
+        """Writes what TensorBoard holds in memory. A checkpoint comes after it: a restart from there does not tell it again."""
         if self._opened is not None:
             self._tell(lambda writer: writer.flush())
 

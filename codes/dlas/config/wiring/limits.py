@@ -91,6 +91,15 @@ def _check_batch(config: Config, problems: list[Problem]) -> None:
             f"a batch of {share}{each} cannot be cut into {factor} micro-batches",
             f"raise 'datasets.train.batch_size' ({at(dataset, 'batch_size', problems).mark}) or lower this",
         )
+        return
+    size = config.train.micro_batch_size if config.train else None
+    if config.train is not None and isinstance(size, int) and factor is not None and factor > 1:
+        pieces = -(-share // size)
+        if pieces != factor:
+            at(config.train, "micro_batch_size", problems).note(
+                f"cuts a batch of {share} into {pieces} micro-batches, and 'mega_batch_factor' into {factor}",
+                f"remove 'mega_batch_factor' ({at(config.train, 'mega_batch_factor', problems).mark})",
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------- length of run

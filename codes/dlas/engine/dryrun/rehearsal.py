@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlas.config import Config, Problem
 from dlas.config.schema import StepConfig
+from dlas.engine.cutting import Cutting
 from dlas.engine.device import memory_format
 from dlas.engine.dryrun.batch import fake_batch
 from dlas.engine.dryrun.building import DEVICE, FakePrecision, build_fake_networks, buildable_part, outputs
@@ -92,22 +93,34 @@ class DryRun:
     Args:
         problems: in the order of the file's lines.
         device: the named device.
+        automatic: `micro_batch_size: auto`.
         cuda: the forecast is for a GPU.
         precision: the one that `auto` becomes on the device, else the file's.
         samples: in the first micro-batch.
         parts: micro-batches per batch.
         networks: their sizes.
         iterations: one for each kind.
+        tried: peak memory in bytes by the samples of a micro-batch, the last one the run's; several where
+            `micro_batch_size: auto` has to look for one that fits.
     """
 
     problems: list[Problem] = field(default_factory=list)
     device: Device | None = None
+    automatic: bool = False
     cuda: bool = False
     precision: str = "fp32"
     samples: int = 0
     parts: int = 1
     networks: list[NetworkSize] = field(default_factory=list)
     iterations: list[Iteration] = field(default_factory=list)
+    tried: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits into the memory of the device, as far as that is known."""
+        if self.device is None or self.device.memory is None or self.largest is None:
+            return True
+        return self.largest.peak.total <= self.device.memory * 1e9
 
     @property
     def largest(self) -> Iteration | None:
@@ -121,17 +134,30 @@ def dry_run(config: Config, device: Device | None = None) -> DryRun:
     Args:
         config: from `dlas.config.load`, for training.
         device: the device to forecast for; without one the time is not forecast, and memory is for a GPU if the file or this
-            machine has one.
+            machine has one. With `micro_batch_size: auto`, micro-batches are halved until they fit into its memory.
     """
-    return _Rehearsal(config, device).run()
+    assert config.train is not None, "load(..., mode='train') gives a configuration with a train section"
+    cutting = Cutting.of(config.train)
+    tried: dict[int, int] = {}
+    while True:
+        result = _Rehearsal(config, device, cutting).run()
+        if result.largest is None:
+            return result
+        tried[result.samples] = result.largest.peak.total
+        result.tried, result.automatic = tried, cutting.automatic
+        if not cutting.automatic or result.samples == 1 or result.fits:
+            return result
+        cutting.limit = -(-result.samples // 2)
 
 
 class _Rehearsal:
-    def __init__(self, config: Config, device: Device | None) -> None:
+    def __init__(self, config: Config, device: Device | None, cutting: Cutting) -> None:
         assert config.train is not None, "load(..., mode='train') gives a configuration with a train section"
         self.config = config
         self.niter = config.train.niter
-        self.parts = config.train.mega_batch_factor
+        self.batch_size = config.datasets["train"].batch_size
+        self.parts = cutting.count(self.batch_size)
+        self.searches = cutting.automatic and cutting.size(self.batch_size) > 1
         self.device = device
         self.cuda = device.kind == "cuda" if device else _names_gpu(config.device)
         self.precision = FakePrecision(config.precision, cuda=self.cuda, bf16=_bf16(device, self.cuda))
@@ -153,7 +179,7 @@ class _Rehearsal:
             with self.mode:
                 self.steps = self._build_steps()
                 result.networks = self._sizes()
-                result.samples = -(-section.batch_size // self.parts)
+                result.samples = -(-self.batch_size // self.parts)
                 result.iterations = [self._iterate(dict(batch), number) for number in iteration_kinds(self.config)]
         self._check_fit(result)
         result.problems = self.problems.in_order
@@ -161,8 +187,8 @@ class _Rehearsal:
 
     def _check_batch_size(self) -> None:
         section = self.config.datasets["train"]
-        if section.batch_size < self.parts:
-            message = f"a batch of {section.batch_size} cannot be cut into {self.parts} micro-batches"
+        if self.batch_size < self.parts:
+            message = f"a batch of {self.batch_size} cannot be cut into {self.parts} micro-batches"
             fix = "raise batch_size or lower train.mega_batch_factor"
             self.problems.note(section, Problem(section.mark, f"{section.yaml_path}.batch_size", message, fix))
 
@@ -223,7 +249,13 @@ class _Rehearsal:
         self._hold_what_is_there(tracker, batch, number)
         self.stage.begin(tracker, batch)
         runner = IterationRunner(
-            self.steps, self.networks, self.emas, seed=self.config.seed, parts=self.parts, device=DEVICE, layout=layout
+            self.steps,
+            self.networks,
+            self.emas,
+            seed=self.config.seed,
+            cutting=Cutting(self.parts),
+            device=DEVICE,
+            layout=layout,
         )
         with tracker:
             parts = runner.run(batch, number)
@@ -261,15 +293,14 @@ class _Rehearsal:
 
     def _check_fit(self, result: DryRun) -> None:
         largest = result.largest
-        if self.device is None or self.device.memory is None or largest is None:
-            return
-        if largest.peak.total > self.device.memory * 1e9:
+        if largest is not None and self.device is not None and not result.fits and not self.searches:
             section = self.config.datasets["train"]
             message = (
                 f"the run needs {largest.peak.total / 1e9:.1f} GB by the forecast, and the {self.device.title} has "
-                f"{self.device.memory:.0f} GB"
+                f"{self.device.memory or 0:.0f} GB"
             )
-            fix = "raise train.mega_batch_factor, lower batch_size or the size of the samples, or set checkpointing_enabled"
+            smaller = "set train.micro_batch_size: auto, lower batch_size or " if result.samples > 1 else "lower "
+            fix = f"{smaller}the size of the samples, or set checkpointing_enabled"
             self.problems.note(section, Problem(section.mark, section.yaml_path, message, fix, "warning"))
 
 

@@ -69,9 +69,19 @@ def _memory(run: DryRun, iteration: Iteration) -> str:
         table(("held for", "memory"), [(kind, size(held)) for kind, held in parts if held]),
         "  Tensors only: add what the libraries take for themselves (docs/dry_run.md).",
     ]
+    if run.automatic:
+        lines.append(_size_found(run))
     if run.device is not None:
         lines += _assumptions(run.device)
     return "\n".join(lines)
+
+
+def _size_found(run: DryRun) -> str:
+    head = f"  train.micro_batch_size: auto: {run.samples}"
+    if run.device is None or run.device.memory is None:
+        return f"{head}, the whole batch, if it fits; with '--device NAME', the size that is expected there"
+    figures = ", ".join(f"{samples}: {size(peak)}" for samples, peak in run.tried.items())
+    return f"{head} {'is expected to fit' if run.fits else 'does not fit either'} (memory by size: {figures})"
 
 
 def _assumptions(device: Device) -> list[str]:
