@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from dlas.config.problems import Problem
 from dlas.config.source import Mark, MarkedDict
 from dlas.registry import ARCHS, DATASETS, DEGRADATIONS, INJECTORS, LOSSES, SCHEDULES, Registry
-from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 MetricName: TypeAlias = str
 """Name of a registered metric."""
@@ -138,6 +138,27 @@ class DegradationConfig(Component):
 
 
 @dataclass(kw_only=True)
+class HealthConfig(Section):
+    """What is done about bad updates of a step. A bad update is never made, whatever the policy."""
+
+    non_finite: Literal["skip", "reduce_lr", "rollback", "stop"] = opt(
+        "skip",
+        "where a loss or gradient is not finite: go on with the next batch; the same with a smaller learning rate; go back to "
+        "the newest checkpoint, and on with the data that follow; save and end the run",
+    )
+    max_consecutive: PositiveInt = opt(10, "updates in a row that may be skipped as not finite before the run stops")
+    lr_factor: Fraction = opt(0.5, "reduce_lr: the step's learning rate is multiplied by this, for the rest of the run")
+    max_reductions: PositiveInt = opt(5, "reduce_lr: the run stops when as many reductions did not suffice")
+    max_rollbacks: PositiveInt = opt(3, "rollback: the run stops when as many (of all steps) did not suffice")
+    spike: Literal["off", "skip", "reduce_lr", "rollback", "stop"] = opt(
+        "off", "the same for updates whose loss or gradient norm is far above what it was lately; off does not look"
+    )
+    spike_watch: Literal["loss", "gradient", "both"] = opt("both", "a spike of what: the step's total loss, its gradient norm")
+    spike_threshold: PositiveFloat = opt(12.0, "how far above the running median is a spike, in robust standard deviations")
+    spike_window: PositiveInt = opt(100, "updates over which the median runs; none is judged before half of them are made")
+
+
+@dataclass(kw_only=True)
 class StepConfig(Section):
     """One optimiser's part of an iteration: injectors, losses, backward, update. Steps run in the order of the file."""
 
@@ -146,6 +167,7 @@ class StepConfig(Section):
     optimizer_params: dict[str, Any] = opt({}, "options of the optimizer: `lr`, `weight_decay`, `betas`, `param_groups`, ...")
     lr_scheme: ScheduleConfig | None = opt(None, "schedule of this step; `train.lr_scheme` by default")
     clip_grad_eps: NonNegativeFloat = opt(0.0, "largest norm of the gradient over all parameters of the step; 0 does not clip")
+    health: HealthConfig | None = opt(None, "what is done about bad updates of this step; `train.health` by default")
     after: NonNegativeInt = opt(0, "the step runs from this iteration on")
     before: NonNegativeInt | None = opt(None, "the step runs before this iteration")
     every: PositiveInt = opt(1, "trains in iterations that are a multiple of this; injectors run in all of them")
@@ -179,6 +201,7 @@ class TrainConfig(Section):
     lr_scheme: ScheduleConfig | None = opt(None, "learning-rate schedule of all steps; constant by default")
     warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")
     ema: EmaConfig = field(default_factory=EmaConfig, metadata={"doc": "average of the weights"})
+    health: HealthConfig = field(default_factory=HealthConfig, metadata={"doc": "what is done about bad updates, in all steps"})
 
 
 @dataclass(kw_only=True)
@@ -266,8 +289,8 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, StepConfig, EmaConfig, TrainConfig,
-        EvalConfig, LoggerConfig, PathConfig, Config,
+        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, StepConfig, EmaConfig,
+        TrainConfig, EvalConfig, LoggerConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

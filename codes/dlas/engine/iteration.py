@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from dlas.context import Context, mix_seed
 from dlas.engine.device import seed_everything
 from dlas.engine.ema import ModelEma
+from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, split_batch, to_device
 from dlas.engine.step import TrainingStep
 
@@ -26,6 +28,7 @@ class IterationRunner:
         parts: micro-batches per batch.
         device: where everything runs.
         layout: memory format of images.
+        health: watches the steps' updates.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class IterationRunner:
         parts: int,
         device: torch.device,
         layout: torch.memory_format,
+        health: HealthMonitor | None = None,
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -46,6 +50,7 @@ class IterationRunner:
         self.parts = parts
         self.device = device
         self.layout = layout
+        self.health = health
         self._focus: frozenset[str] | None = None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
@@ -62,14 +67,20 @@ class IterationRunner:
         positions = batch.pop("positions")
         parts = split_batch(to_device(batch, self.device, self.layout), positions, self.parts)
         seed_everything(mix_seed(self.seed, completed), self.device)
+        health = self.health
+        if health is not None:
+            health.begin()
         for step in self.steps:
-            if not step.runs(completed):
+            if not step.runs(completed) or (health is not None and health.holds(step, completed)):
                 continue
             self._focus_on(step)
             contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
-            step.run(parts, contexts, log_gradients)
-        for ema in self.emas.values():
-            ema.update(completed + 1)
+            with health.watching(step, parts, contexts) if health is not None else nullcontext():
+                step.run(parts, contexts, log_gradients)
+        for name, ema in self.emas.items():
+            ema.update(completed + 1, health.held(name) if health is not None else False)
+        if health is not None:
+            health.finish(completed)
         return parts
 
     def _focus_on(self, step: TrainingStep) -> None:

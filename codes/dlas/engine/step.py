@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dlas.config.schema import InjectorConfig, StepConfig
 from dlas.context import Context
 from dlas.engine.gate import Gate
+from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision
@@ -134,18 +135,27 @@ class TrainingStep:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = precision.new_scaler()
         self.schedule: Schedule  # set by the trainer, which knows the length of the run
+        self.lr_factor = 1.0  # on top of the schedule
+        self.guard: UpdateGuard | None = None  # set by the health monitor; without one every update is made
 
     def run(self, parts: list[MicroBatch], contexts: list[Context], log_gradients: bool) -> None:
         """One optimiser update from all micro-batches; new state entries stay in them, detached."""
         step = contexts[0].step
         trains = self.trains(step)
         self.schedule.apply(step)
+        if self.lr_factor != 1.0:
+            for group in self.optimizer.param_groups:  # the schedule sets the rate anew each time
+                group["lr"] *= self.lr_factor
         backpropagated = False
         for part, context in zip(parts, contexts, strict=True):
             with torch.set_grad_enabled(trains):
                 backpropagated |= self._forward_backward(part, context, trains)
         if backpropagated:
             self._update(log_gradients)
+
+    def updates(self, step: int) -> bool:
+        """Whether it updates its networks in the iteration after `step` completed ones."""
+        return self.runs(step) and self.trains(step) and any(each.gate(step) for each in self.losses)
 
     def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> bool:
         state = State(part.state)
@@ -161,6 +171,8 @@ class TrainingStep:
                 )
             if part.share != 1.0:
                 total = total * part.share
+            if self.guard is not None:
+                self.guard.watch(total.detach())
             (total if self.scaler is None else self.scaler.scale(total)).backward()
         for key, value in state.items():
             if key not in part.state:
@@ -184,15 +196,20 @@ class TrainingStep:
         return total
 
     def _update(self, log_gradients: bool) -> None:
-        if self.scaler is not None and (self.clip_norm or log_gradients):
+        guard = self.guard
+        if self.scaler is not None and (self.clip_norm or log_gradients or guard is not None):
             self.scaler.unscale_(self.optimizer)
-        if self.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-            self.meter.add(f"{self.name}/grad_norm", norm)
-        elif log_gradients:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            self.meter.add(f"{self.name}/grad_norm", nn.utils.get_total_norm(gradients))
-        if self.scaler is None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = None
+        if self.clip_norm or log_gradients or (guard is not None and guard.wants_norm):
+            norm = nn.utils.get_total_norm(gradients)
+            if self.clip_norm:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+            if self.clip_norm or log_gradients:
+                self.meter.add(f"{self.name}/grad_norm", norm)
+        if guard is not None:
+            guard.update(gradients, norm)
+        elif self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dlas.config import Config
+from dlas.config.schema import StepConfig
 from dlas.context import mix_seed
 from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
@@ -25,6 +26,7 @@ from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.meter import Meter
@@ -39,6 +41,11 @@ from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
 from dlas.optim.schedules import build_schedule
 
+MOST_TOLD = 5
+"""Bad updates that get a line each; later ones only count, unless more follows than skipping."""
+DONE = {"skip": "the update was skipped", "reduce_lr": "skipped", "rollback": "the run goes back", "stop": "the run ends"}
+ADVICE = "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
+
 
 @dataclass
 class Progress:
@@ -49,6 +56,7 @@ class Progress:
         samples: training samples taken.
         seconds: time spent in this and earlier sittings.
         best: best mean of each validation metric, by set and name, with its step.
+        rollbacks: how often the run was rolled back to a checkpoint after a bad update.
         resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
     """
 
@@ -56,6 +64,7 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    rollbacks: int = 0
     resume_state: str | None = None
 
 
@@ -106,9 +115,7 @@ class Trainer:
             for name, section in config.steps.items()
         ]
         for step, section in zip(self.steps, config.steps.values(), strict=True):
-            scheme = section.lr_scheme or self.settings.lr_scheme
-            options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
-            step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
+            self._set_schedule(step, section)
             for each in step.losses:
                 if step.runs.opens(self.settings.niter) and each.gate.opens(self.settings.niter):
                     each.loss.prepare(self.device)
@@ -117,6 +124,8 @@ class Trainer:
             self.networks[name].requires_grad_(False)
         ema = self.settings.ema
         self.emas = {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
+        health = {name: section.health or self.settings.health for name, section in config.steps.items()}
+        self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device)
         self.runner = IterationRunner(
             self.steps,
             self.networks,
@@ -125,12 +134,21 @@ class Trainer:
             parts=self.settings.mega_batch_factor,
             device=self.device,
             layout=self.layout,
+            health=self.health,
         )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
         self.last_validation = ""
         self._left_out: set[str] = set()  # files left out of validation, and visuals that cannot be shown: told of once
         self._not_shown: set[str] = set()
+        self._bad_updates_told = 0
+
+    def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
+        for group in step.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        scheme = section.lr_scheme or self.settings.lr_scheme
+        options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
+        step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
 
     # ------------------------------------------------------------------------------------------------------------ the loop
 
@@ -174,15 +192,18 @@ class Trainer:
         self.clock = _Clock(self.progress)
         with progress_bar(self.settings.niter, self.progress.step) as self.bar:
             started = self.progress.step
+            self._prepare_to_roll_back()
             try:
                 self.advance(loader, self.settings.niter, stop)
             except DataError:
                 # A complete step lies behind. A signal to the whole process group ends the workers too; it asks to stop.
+                self._attend_to_health(wait=True)
                 if self.progress.step > started:
                     self.save()
                 if stop.signal is None:
                     raise
                 return
+            self._attend_to_health(wait=True)
             self.clock.pause()
             if stop.signal is None:
                 self.validate()
@@ -199,11 +220,16 @@ class Trainer:
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
             self.iterate(batch, log_gradients=log)
             self.bar.update()
+            validates = val_freq > 0 and progress.step % val_freq == 0 and progress.step < target
+            saves = progress.step % logger.save_checkpoint_freq == 0 and progress.step < target
+            if self._attend_to_health(wait=log or validates or saves):
+                progress = self.progress  # of the checkpoint that the run went back to
+                continue
             if log:
                 self._log(loader)
-            if val_freq and progress.step % val_freq == 0 and progress.step < target:
+            if validates:
                 self.validate()
-            if progress.step % logger.save_checkpoint_freq == 0 and progress.step < target:
+            if saves:
                 self.save()
 
     def iterate(self, batch: dict[str, Any], log_gradients: bool = False) -> list[MicroBatch]:
@@ -221,7 +247,7 @@ class Trainer:
         progress.step += 1
         progress.samples += sum(len(part.positions) for part in parts)
         visuals = self.config.logger.visuals
-        if visuals and progress.step % self.config.logger.visual_debug_rate == 0:
+        if visuals and progress.step % self.config.logger.visual_debug_rate == 0 and not self.health.bad_update(wait=True):
             self._write_visuals(parts[0])
         return parts
 
@@ -229,7 +255,7 @@ class Trainer:
 
     def _log(self, loader: Loader) -> None:
         values = self.meter.read()
-        self._stop_if_not_finite(values)
+        values.update(self.health.window())
         for step in self.steps:
             values.update(step.learning_rates())
         progress = self.progress
@@ -237,6 +263,8 @@ class Trainer:
         values["peak_memory_mb"] = peak_memory_mb(self.device)
         if loader.bad_files:
             values["bad_files"] = float(len(loader.bad_files))
+        if progress.rollbacks:
+            values["rollbacks"] = float(progress.rollbacks)
         first = progress.step <= self.config.logger.print_freq
         self.recorder.train(progress.step, progress.samples, self.clock.seconds(), values)
         if first:
@@ -257,25 +285,79 @@ class Trainer:
         shown = {name: compact(value) for name, value in losses.items() if not name.endswith(("/lr", "/grad_norm"))}
         self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in shown.items()), self.last_validation]).strip(", "))
 
-    def _stop_if_not_finite(self, values: dict[str, float]) -> None:
-        scaled = self.precision.name == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
-        bad = [n for n, v in values.items() if not abs(v) < float("inf") and not (scaled and n.endswith("/grad_norm"))]
-        if bad:
-            self._stop_not_finite(", ".join(bad))
-
     def _stop_if_weights_not_finite(self) -> None:
         parameters = {name: list(self.networks[name].parameters()) for step in self.steps for name in step.trained}
         bad = [name for name, each in parameters.items() if not torch.stack([p.isfinite().all() for p in each]).all()]
         if bad:
-            self._stop_not_finite(f"weights of {', '.join(bad)}")
+            raise TrainingError(
+                f"not finite at step {self.progress.step}: weights of {', '.join(bad)}. {self._kept()} {ADVICE}, or "
+                "have runs go back by themselves with train.health.non_finite: rollback"
+            )
 
-    def _stop_not_finite(self, what: str) -> NoReturn:
+    def _kept(self) -> str:
         last = checkpoint.newest(self.folder.checkpoints)
-        raise TrainingError(
-            f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {what}. "
-            f"Nothing was saved since; the newest checkpoint is {last or 'not there yet'}. "
-            "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
-        )
+        return f"Nothing was saved since; the newest checkpoint is {last or 'not there yet'}."
+
+    # -------------------------------------------------------------------------------------------------------- bad updates
+
+    def on_bad_update(self, bad: BadUpdate) -> str:
+        """Called for every bad update, before anything follows from it; returns what more there is to say of it."""
+        return ""
+
+    def _attend_to_health(self, wait: bool) -> bool:
+        """Does what the policies say about a bad update, if there was one; True if the run went back to a checkpoint."""
+        bad = self.health.bad_update(wait)
+        if bad is None:
+            return False
+        more = self.on_bad_update(bad)
+        decision = self.health.decide(bad, self.progress.rollbacks)
+        self._tell(f"{bad.describe()}: {DONE[decision.action]} ({decision.why}){more and f'; {more}'}", decision)
+        self.health.go_on()
+        if decision.action == "rollback":
+            self._roll_back()
+        elif decision.action == "stop":
+            self._stop(bad, decision)
+        return decision.action == "rollback"
+
+    def _tell(self, words: str, decision: Decision) -> None:
+        self._bad_updates_told += 1
+        if decision.action != "skip" or self._bad_updates_told < MOST_TOLD:
+            LOGGER.warning("%s", words)
+        elif self._bad_updates_told == MOST_TOLD:
+            LOGGER.warning("%s. Further ones are counted as '%s/skipped'", words, "<step>")
+
+    def _stop(self, bad: BadUpdate, decision: Decision) -> NoReturn:
+        if decision.weights_good:
+            self.save()
+            kept = "The state before it was saved, and the same command goes on from there."
+        else:
+            kept = self._kept()
+        raise TrainingError(f"{bad.describe()}: {decision.why}. {kept} {ADVICE}")
+
+    def _prepare_to_roll_back(self) -> None:
+        """Where a policy may go back, there is a checkpoint to go back to, of this very state."""
+        policies = {policy for each in self.health.settings.values() for policy in (each.non_finite, each.spike)}
+        newest = checkpoint.newest(self.folder.checkpoints) if "rollback" in policies else None
+        if "rollback" in policies and (newest is None or newest.name != str(self.progress.step)):
+            self.save()
+
+    def _roll_back(self) -> None:
+        """Back to the newest checkpoint; the data go on from here, so that what made an update bad is not met again."""
+        found = checkpoint.newest(self.folder.checkpoints)
+        if found is None:
+            raise TrainingError(f"there is no undamaged checkpoint left to go back to in {self.folder.checkpoints}")
+        samples, rollbacks = self.progress.samples, self.progress.rollbacks + 1
+        for step, section in zip(self.steps, self.config.steps.values(), strict=True):
+            self._set_schedule(step, section)  # some of torch's cannot go back
+        self.meter.read()
+        self._take_over(checkpoint.load(found), found)
+        self.progress.samples, self.progress.rollbacks = samples, rollbacks
+        self.recorder.close()
+        self.folder.forget_after(self.progress.step)
+        self.recorder = Recorder(self.folder.metrics, self.recorder.folder, self.progress.step)
+        self.clock.jump(self.progress)
+        self.bar.update(self.progress.step - self.bar.n)
+        LOGGER.warning("back at step %d, from %s; the data go on behind sample %d", self.progress.step, found, samples)
 
     def validate(self) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures."""
@@ -355,7 +437,7 @@ class Trainer:
             {name: self.networks[name].state_dict() for step in self.steps for name in step.trained},
             {name: ema.state_dict() for name, ema in self.emas.items()},
             asdict(self.progress),
-            {step.name: _step_state(step) for step in self.steps},
+            {step.name: {**_step_state(step), "health": self.health.state_dict(step.name)} for step in self.steps},
         )
         target = checkpoint.save(self.folder.checkpoints, snapshot)
         LOGGER.info("saved %s", target)
@@ -380,6 +462,15 @@ class Trainer:
                 f"{', '.join(snapshot.optimizers)}). Networks or steps were renamed or added: give them their old names, or "
                 "start a new run (--resume never), with 'path.pretrain' for the weights"
             )
+        self._take_over(snapshot, found)
+        if goes_back:
+            self.progress.resume_state = named
+            checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
+        self.folder.forget_after(self.progress.step)
+        LOGGER.info("going on from %s", found)
+
+    def _take_over(self, snapshot: checkpoint.Snapshot, found: Path) -> None:
+        """Networks, averages, steps and progress as they were."""
         for name, tensors in snapshot.networks.items():
             if name in self.networks:
                 load_into(self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
@@ -387,12 +478,8 @@ class Trainer:
             ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
         for step in self.steps:
             _restore_step(step, snapshot.optimizers[step.name])
+            self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})
         self.progress = Progress(**snapshot.progress)
-        if goes_back:
-            self.progress.resume_state = named
-            checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
-        self.folder.forget_after(self.progress.step)
-        LOGGER.info("going on from %s", found)
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
 
@@ -436,6 +523,10 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
+        for name, health in self.health.history.items():
+            if health.total:
+                last = f"; the last {health.consecutive} in a row, up to the end" if health.consecutive else ""
+                LOGGER.warning("step '%s': %d bad updates in the whole run%s", name, health.total, last)
         if loader.bad_files:
             listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(loader.bad_files.items()))
             LOGGER.warning("%d unusable files were left out:\n%s", len(loader.bad_files), listing)
@@ -493,6 +584,12 @@ class _Clock:
     def seconds(self) -> float:
         """Time of the whole run, earlier sittings included."""
         return self._earlier + time.perf_counter() - self._start
+
+    def jump(self, progress: Progress) -> None:
+        """The run went to another step; rates are counted from there."""
+        self.pause()
+        self._wait = self._work = 0.0
+        self._lap_step, self._lap_samples = progress.step, progress.samples
 
     def lap(self, progress: Progress) -> dict[str, float]:
         """Rates since the last call."""

@@ -25,7 +25,7 @@ class Recorder:
 
     def __init__(self, metrics: Path, tensorboard: Path | None, start_step: int = 0) -> None:
         self._file = metrics.open("a", encoding="utf-8")
-        self._folder = tensorboard
+        self.folder = tensorboard
         self._start_step = start_step
         self._opened: SummaryWriter | None = None
 
@@ -65,8 +65,8 @@ class Recorder:
             self._opened.close()
 
     def _writer(self) -> SummaryWriter | None:
-        if self._folder is not None and self._opened is None:
+        if self.folder is not None and self._opened is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import: not before the first step is done
 
-            self._opened = SummaryWriter(str(self._folder), purge_step=self._start_step + 1 if self._start_step else None)
+            self._opened = SummaryWriter(str(self.folder), purge_step=self._start_step + 1 if self._start_step else None)
         return self._opened
