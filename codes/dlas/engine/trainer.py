@@ -41,9 +41,6 @@ from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
 from dlas.optim.schedules import build_schedule
 
-MOST_TOLD = 5
-"""Bad updates that get a line each; later ones only count, unless more follows than skipping."""
-DONE = {"skip": "the update was skipped", "reduce_lr": "skipped", "rollback": "the run goes back", "stop": "the run ends"}
 ADVICE = "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
 
 
@@ -141,7 +138,6 @@ class Trainer:
         self.last_validation = ""
         self._left_out: set[str] = set()  # files left out of validation, and visuals that cannot be shown: told of once
         self._not_shown: set[str] = set()
-        self._bad_updates_told = 0
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -311,20 +307,13 @@ class Trainer:
             return False
         more = self.on_bad_update(bad)
         decision = self.health.decide(bad, self.progress.rollbacks)
-        self._tell(f"{bad.describe()}: {DONE[decision.action]} ({decision.why}){more and f'; {more}'}", decision)
+        self.health.tell(bad, decision, more)
         self.health.go_on()
         if decision.action == "rollback":
             self._roll_back()
         elif decision.action == "stop":
             self._stop(bad, decision)
         return decision.action == "rollback"
-
-    def _tell(self, words: str, decision: Decision) -> None:
-        self._bad_updates_told += 1
-        if decision.action != "skip" or self._bad_updates_told < MOST_TOLD:
-            LOGGER.warning("%s", words)
-        elif self._bad_updates_told == MOST_TOLD:
-            LOGGER.warning("%s. Further ones are counted as '%s/skipped'", words, "<step>")
 
     def _stop(self, bad: BadUpdate, decision: Decision) -> NoReturn:
         if decision.weights_good:
@@ -523,10 +512,8 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
-        for name, health in self.health.history.items():
-            if health.total:
-                last = f"; the last {health.consecutive} in a row, up to the end" if health.consecutive else ""
-                LOGGER.warning("step '%s': %d bad updates in the whole run%s", name, health.total, last)
+        for line in self.health.summary():
+            LOGGER.warning("%s", line)
         if loader.bad_files:
             listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(loader.bad_files.items()))
             LOGGER.warning("%d unusable files were left out:\n%s", len(loader.bad_files), listing)

@@ -17,14 +17,17 @@ from dlas.context import Context
 from dlas.engine.distributed import Ranks
 from dlas.engine.health.buffers import BufferKeeper
 from dlas.engine.health.guard import GOOD, GRADIENT, LOSS, SPIKE, UpdateGuard
-from dlas.engine.health.policy import WORDS, Decision, Kind, StepHealth
+from dlas.engine.health.policy import DONE, WORDS, Decision, Kind, StepHealth
 from dlas.engine.health.spikes import SpikeScore
 from dlas.engine.meter import Meter, Value
 from dlas.engine.microbatch import MicroBatch
+from dlas.observe.console import LOGGER
 
 if TYPE_CHECKING:
     from dlas.engine.step import TrainingStep
 
+MOST_TOLD = 5
+"""Skipped updates that get a line each; the others are only counted."""
 _KINDS: dict[int, Kind] = {LOSS: "loss", GRADIENT: "gradient", SPIKE: "spike"}
 
 
@@ -122,6 +125,7 @@ class HealthMonitor:
         self._held: dict[str, Tensor | bool] = {}  # by network, in this iteration
         self._at_start: Tensor | bool = False
         self._bad: BadUpdate | None = None
+        self._told = 0
         ranks = ranks or Ranks.current()
         for step in steps:
             spikes = _spike_score(settings[step.name], device)
@@ -208,6 +212,24 @@ class HealthMonitor:
         trained = [key for step in self.steps.values() for key in step.trained]
         spoilt = [key for key in trained if not all(p.isfinite().all() for p in self.networks[key].parameters())]
         return self.history[name].decide(bad.kind, self.settings[name], spoilt, rollbacks)
+
+    def tell(self, bad: BadUpdate, decision: Decision, more: str = "") -> None:
+        """Logs a bad update and what follows; the first few that are skipped, and all from which more follows."""
+        self._told += 1
+        words = f"{bad.describe()}: {DONE[decision.action]} ({decision.why}){more and f'; {more}'}"
+        if decision.action != "skip" or self._told < MOST_TOLD:
+            LOGGER.warning("%s", words)
+        elif self._told == MOST_TOLD:
+            LOGGER.warning("%s. Further ones are counted as '<step>/skipped' only", words)
+
+    def summary(self) -> list[str]:
+        """A line for each step that had bad updates in the run."""
+        lines = []
+        for name, health in self.history.items():
+            if health.total:
+                end = f"; the last {health.consecutive} up to the end, without a good one" if health.consecutive else ""
+                lines.append(f"step '{name}': {health.total} bad updates in the run{end}")
+        return lines
 
     def go_on(self) -> None:
         """The bad update is dealt with: updates are made again."""

@@ -13,6 +13,7 @@ WORDS: dict[Kind, str] = {
     "gradient": "the loss is finite, but its gradient is not",
     "spike": "a spike",
 }
+DONE = {"skip": "skipped", "reduce_lr": "skipped", "rollback": "the run goes back", "stop": "the run ends"}
 
 
 @dataclass(frozen=True)
