@@ -1,14 +1,16 @@
 """What health checks and logging add to the quick start's step.
 
-    python benchmarks/health_cost.py [--rounds 60] [--precision auto]
+    python benchmarks/health_cost.py [--rounds 300] [--precision auto]
 
-The network, batch and optimiser of options/train_x.yml, on data in memory. Steps with and without run in turn in one process,
-two at a time, the order changing every round, so that other load on the machine hits both alike. Prints one JSON line per case:
-the median over rounds of the paired ratio of wall and processor time, in percent above 1, with quartiles.
+The network, batch and optimiser of options/train_x.yml, on data in memory. What is added does not depend on the size of the
+batch, only on the network's tensors, so it is measured on a batch of one small picture, where a step is short: single steps with
+and without in turn in one process and on one thread, the order changing every round, in processor time, which other load on the
+machine disturbs least. Prints one JSON line per case: the median over rounds of the paired difference in microseconds, with
+quartiles, and what percentage that is of the quick start's own step (wall time, on all threads).
 
-    checks     flags, guarded update and bookkeeping of the default policy
-    + spikes   the same with spike detection, gradient norm included
-    logging    everything a log line costs (gradient norm, averages read, row and line written), spread over print_freq
+    checks           flags, guarded update and bookkeeping of the default policy
+    checks + spikes  the same with spike detection, gradient norm included
+    logging          everything a log line costs (gradient norm, averages read, row and line written), spread over print_freq
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "codes"), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT / "codes"))
 
 import torch
 from step_overhead import InMemory  # registers the data set too
@@ -35,15 +37,16 @@ from dlas.engine.trainer import Trainer, _Clock
 from dlas.observe.console import progress_bar
 from dlas.observe.recorder import Recorder
 
+FULL = "{mode: bench_memory, batch_size: 8, size: 32, scale: 4}"  # as train_x.yml
+SMALL = "{mode: bench_memory, batch_size: 1, size: 8, scale: 4}"
 PRINT_FREQ = 100  # of train_x.yml
 
 
-def trainer(folder: str, precision: str, *overrides: str) -> Trainer:
+def trainer(folder: str, name: str, precision: str, data: str, *overrides: str) -> Trainer:
     """The quick start's run, on data in memory, ready to iterate."""
     assert InMemory
-    data = "datasets.train={mode: bench_memory, batch_size: 8, size: 32, scale: 4}"
-    common = [f"path.experiments={folder}", f"precision={precision}", data, "logger.tensorboard=false", "train.niter=1000000"]
-    made = Trainer(load(ROOT / "options/train_x.yml", [*common, *overrides]))
+    common = [f"path.experiments={folder}", f"name={name}", f"precision={precision}", f"datasets.train={data}"]
+    made = Trainer(load(ROOT / "options/train_x.yml", [*common, "logger.tensorboard=false", "train.niter=1000000", *overrides]))
     made.folder.path.mkdir(exist_ok=True)
     (made.folder.path / "config.resolved.yml").write_text("")
     made.recorder = Recorder(made.folder.metrics, None)
@@ -52,19 +55,17 @@ def trainer(folder: str, precision: str, *overrides: str) -> Trainer:
 
 
 def stepper(made: Trainer, log: bool = False) -> Callable[[], None]:
-    """Runs two iterations as the loop does."""
+    """Runs an iteration as the loop does."""
     loader = made._loader()
 
     def run() -> None:
-        for number in range(2):
-            due = log and number == 1
-            made.clock.waiting()
-            batch = next(loader)
-            made.clock.working()
-            made.iterate(batch, log_gradients=due)
-            made._attend_to_health(wait=due)
-            if due:
-                made._log(loader)
+        made.clock.waiting()
+        batch = next(loader)
+        made.clock.working()
+        made.iterate(batch, log_gradients=log)
+        made._attend_to_health(wait=log)
+        if log:
+            made._log(loader)
 
     return run
 
@@ -77,33 +78,17 @@ def without_health(made: Trainer) -> Trainer:
     return made
 
 
-def compare(on: Callable[[], None], off: Callable[[], None], rounds: int, spread: int = 1) -> dict[str, object]:
-    """Percent that `on` takes more than `off`, by pairs, over `spread`."""
-    for each in (on, off) * 2:
-        each()
-    wall, cpu, seconds_off = [], [], []
-    for number in range(rounds):
-        seconds = {}
-        for each in (on, off) if number % 2 else (off, on):
-            start, start_cpu = time.perf_counter(), time.process_time()
-            each()
-            seconds[each] = time.perf_counter() - start, time.process_time() - start_cpu
-        wall.append(100 * (seconds[on][0] / seconds[off][0] - 1) / spread)
-        cpu.append(100 * (seconds[on][1] / seconds[off][1] - 1) / spread)
-        seconds_off.append(seconds[off][0])
-    return {
-        "percent": round(statistics.median(wall), 3),
-        "quartiles": [round(q, 3) for q in statistics.quantiles(wall, n=4)[::2]],
-        "cpu_percent": round(statistics.median(cpu), 3),
-        "cpu_quartiles": [round(q, 3) for q in statistics.quantiles(cpu, n=4)[::2]],
-        "step_ms": round(1e3 * statistics.median(seconds_off) / 2, 1),
-    }
+def seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
+    """How long it takes."""
+    start = clock()
+    run()
+    return clock() - start
 
 
 def main() -> None:
     """Runs the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
     logging.getLogger("dlas").setLevel(logging.ERROR)
@@ -113,17 +98,30 @@ def main() -> None:
         "torch": torch.__version__,
     }
     with tempfile.TemporaryDirectory() as folder:
-        bare = stepper(without_health(trainer(folder, arguments.precision, "name=bare")))
-        checked = stepper(trainer(folder, arguments.precision, "name=checked"))
-        spikes = stepper(trainer(folder, arguments.precision, "name=spikes", "train.health.spike=skip"))
-        logged = stepper(trainer(folder, arguments.precision, "name=logged"), log=True)
-        cases = [
-            ("checks", checked, bare, 1),
-            ("checks + spikes", spikes, bare, 1),
-            ("logging", logged, checked, PRINT_FREQ // 2),  # one line in two steps here
-        ]
+
+        def make(name: str, *overrides: str) -> Trainer:
+            return trainer(folder, name, arguments.precision, SMALL, *overrides)
+
+        whole = stepper(trainer(folder, "whole", arguments.precision, FULL))
+        step = sorted(seconds(whole, time.perf_counter) for _ in range(20))[5]  # of a quiet moment
+        torch.set_num_threads(1)
+        bare, checked = stepper(without_health(make("bare"))), stepper(make("checked"))
+        spikes = stepper(make("spikes", "train.health.spike=skip"))
+        logged = stepper(make("logged"), log=True)
+        cases = [("checks", checked, bare, 1), ("checks + spikes", spikes, bare, 1), ("logging", logged, checked, PRINT_FREQ)]
         for case, on, off, spread in cases:
-            figures = compare(on, off, arguments.rounds, spread)
+            for each in (on, off) * 3:
+                each()
+            added = []
+            for number in range(arguments.rounds):
+                taken = {each: seconds(each, time.process_time) for each in ((on, off) if number % 2 else (off, on))}
+                added.append(1e6 * (taken[on] - taken[off]) / spread)
+            figures = {
+                "added_us": round(statistics.median(added), 1),
+                "quartiles_us": [round(q, 1) for q in statistics.quantiles(added, n=4)[::2]],
+                "step_ms": round(1e3 * step, 1),
+                "percent": round(100 * statistics.median(added) / (1e6 * step), 3),
+            }
             print(json.dumps({"case": case, **figures, "rounds": arguments.rounds, **machine}), flush=True)
 
 
