@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import toys
 from dlas.config.schema import HealthConfig, InjectorConfig, LossConfig, StepConfig
@@ -678,3 +679,30 @@ def test_limits_and_names_are_checked(tmp_path):
     with pytest.raises(ConfigurationError, match="non_finite"):
         configure(tmp_path, toys.PSNR, "train.health.non_finite=off")
     assert configure(tmp_path, toys.PSNR, "train.health.spike=off").train.health.spike == "off"
+
+
+class _NoReading(TorchDispatchMode):
+    """Refuses whatever would wait for the device if there were one."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        names = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+        assert function.overloadpacket.__name__ not in names, f"{function} waits for the device"
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lamb", "lars"])
+def test_with_a_lag_nothing_reads_a_number_from_the_device_in_an_iteration(tmp_path, monkeypatch, optimizer):
+    with_lag(monkeypatch, 1)
+    health = "train.health={spike: skip, spike_window: 4, spike_threshold: 1e6}"
+    text = gan("generator", [13])
+    run = trainer(tmp_path, text, health, f"steps.generator.optimizer={optimizer}", "steps.generator.clip_grad_eps=1.0")
+    data = batches(run, 7)
+    for batch in data[:2]:  # the host waits for a parameter's first update
+        run.iterate(batch)
+    monkeypatch.setattr(run.health, "_look_back", lambda lag: None)
+    with _NoReading():
+        for batch in data[2:]:
+            run.iterate(batch, log_gradients=True)
+    monkeypatch.undo()
+    assert run.health.bad_update(wait=True).iteration == 3
+    assert run.health.history["generator"].skipped == 4  # all that followed

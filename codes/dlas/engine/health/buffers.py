@@ -16,19 +16,20 @@ class BufferKeeper:
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self._networks = list(networks)
+        # Modules keep these dicts for good, whatever becomes of the tensors in them; walking through a network takes its time.
+        self._places = [(network, [module._buffers for module in network.modules()]) for network in networks]
         self._kept: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []  # holder, key, tensor, its copy
 
     @torch.no_grad()
     def keep(self) -> None:
         """Copies every buffer."""
         places = [
-            (module._buffers, key, tensor)
-            for network in self._networks
+            (holder, key, tensor)
+            for network, holders in self._places
             if network.training
-            for module in network.modules()
-            if module._buffers
-            for key, tensor in module._buffers.items()
+            for holder in holders
+            if holder
+            for key, tensor in holder.items()
             if tensor is not None
         ]
         if [id(place[2]) for place in places] != [id(kept[2]) for kept in self._kept]:
