@@ -192,6 +192,24 @@ class EmaConfig(Section):
 
 
 @dataclass(kw_only=True)
+class WatchdogConfig(Section):
+    """Looks whether the loop still moves."""
+
+    seconds: NonNegativeFloat = opt(
+        1800.0, "a stage of the loop that lasts longer is reported, with the stack of every thread; 0 is off"
+    )
+    action: Literal["report", "stop"] = opt("report", "stop: ends the process with status 1 after the report")
+
+
+@dataclass(kw_only=True)
+class CrashBundlesConfig(Section):
+    """What is kept of a step that went wrong, to run it again with `dlas replay`."""
+
+    count: NonNegativeInt = opt(3, "most bundles in a run folder; the first ones stay. 0 writes none")
+    max_mb: PositiveInt = opt(4000, "a larger bundle goes without batch and weights: only its report is written")
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """The training loop."""
 
@@ -202,6 +220,10 @@ class TrainConfig(Section):
     warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")
     ema: EmaConfig = field(default_factory=EmaConfig, metadata={"doc": "average of the weights"})
     health: HealthConfig = field(default_factory=HealthConfig, metadata={"doc": "what is done about bad updates, in all steps"})
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig, metadata={"doc": "reports of a loop that hangs"})
+    crash_bundles: CrashBundlesConfig = field(
+        default_factory=CrashBundlesConfig, metadata={"doc": "what is kept of a failed step"}
+    )
 
 
 @dataclass(kw_only=True)
@@ -290,7 +312,7 @@ SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, StepConfig, EmaConfig,
-        TrainConfig, EvalConfig, LoggerConfig, PathConfig, Config,
+        WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import os
 import torch
 
 from dlas.config.schema import Config
+from dlas.context import Context, mix_seed
 from dlas.errors import ConfigurationError
 
 
@@ -47,6 +48,11 @@ def seed_everything(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def seed_micro_batch(context: Context, step_name: str, device: torch.device) -> None:
+    """Seeds what layers draw from for one micro-batch of one step, so that it can be repeated alone and draws the same."""
+    seed_everything(mix_seed(context.seed, context.step, step_name, context.positions[0]), device)
 
 
 def memory_format(name: str) -> torch.memory_format:

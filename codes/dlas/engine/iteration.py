@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from dlas.context import Context, mix_seed
-from dlas.engine.device import seed_everything
+from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, split_batch, to_device
 from dlas.engine.step import TrainingStep
+
+StepErrorHandler: TypeAlias = Callable[[TrainingStep, list[MicroBatch], list[Context], Exception], None]
 
 
 class IterationRunner:
@@ -29,6 +30,7 @@ class IterationRunner:
         device: where everything runs.
         layout: memory format of images.
         health: watches the steps' updates.
+        on_error: told of an error that a step raises, with its micro-batches as they were before it.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class IterationRunner:
         device: torch.device,
         layout: torch.memory_format,
         health: HealthMonitor | None = None,
+        on_error: StepErrorHandler | None = None,
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -51,6 +54,7 @@ class IterationRunner:
         self.device = device
         self.layout = layout
         self.health = health
+        self.on_error = on_error
         self._focus: frozenset[str] | None = None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
@@ -66,7 +70,6 @@ class IterationRunner:
         """
         positions = batch.pop("positions")
         parts = split_batch(to_device(batch, self.device, self.layout), positions, self.parts)
-        seed_everything(mix_seed(self.seed, completed), self.device)
         health = self.health
         if health is not None:
             health.begin()
@@ -75,8 +78,14 @@ class IterationRunner:
                 continue
             self._focus_on(step)
             contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
-            with health.watching(step, parts, contexts) if health is not None else nullcontext():
-                step.run(parts, contexts, log_gradients)
+            before = [MicroBatch(dict(part.state), part.share, part.positions) for part in parts]
+            try:
+                with health.watching(step, parts, contexts) if health is not None else nullcontext():
+                    step.run(parts, contexts, log_gradients)
+            except Exception as error:
+                if self.on_error is not None:
+                    self.on_error(step, before, contexts, error)
+                raise
         for name, ema in self.emas.items():
             ema.update(completed + 1, health.held(name) if health is not None else False)
         if health is not None:

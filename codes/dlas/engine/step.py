@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlas.config.schema import InjectorConfig, StepConfig
 from dlas.context import Context
+from dlas.engine.device import seed_micro_batch
 from dlas.engine.gate import Gate
 from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
@@ -148,6 +149,7 @@ class TrainingStep:
                 group["lr"] *= self.lr_factor
         backpropagated = False
         for part, context in zip(parts, contexts, strict=True):
+            seed_micro_batch(context, self.name, self.precision.device)
             with torch.set_grad_enabled(trains):
                 backpropagated |= self._forward_backward(part, context, trains)
         if backpropagated:

@@ -23,6 +23,7 @@ from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
 from dlas.engine.build import build_dataset, build_networks
+from dlas.engine.crash import CrashReporter
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
@@ -132,6 +133,7 @@ class Trainer:
             device=self.device,
             layout=self.layout,
             health=self.health,
+            on_error=CrashReporter(config, self.folder.path).report_error,
         )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()

@@ -70,7 +70,7 @@ class RunFolder:
             shutil.copyfile(source, self.path / "config.yml")
         resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
         _replace_text(self.path / "config.resolved.yml", resolved)
-        _replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
+        _replace_text(self.path / "environment.json", json.dumps(environment(device), indent=1))
 
     def forget_after(self, step: int) -> None:
         """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again."""
@@ -87,7 +87,8 @@ class RunFolder:
         _replace_text(self.metrics, "".join(kept))
 
 
-def _environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
+    """Versions, device and command, as in environment.json."""
     versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
