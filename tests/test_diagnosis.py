@@ -281,7 +281,7 @@ def test_looking_changes_nothing(tmp_path, monkeypatch, fault):
     (part,) = split_batch(batch, batch.pop("positions"), 1)
     if fault != "none":
         part.state["lq"][0] = NAN
-    for number, (step, parameter) in enumerate((s, p) for s in run.steps for p in s.parameters):
+    for number, parameter in enumerate(parameter for step in run.steps for parameter in step.parameters):
         parameter.grad = torch.full_like(parameter, float(number))
     if fault == "error":
 
@@ -292,7 +292,7 @@ def test_looking_changes_nothing(tmp_path, monkeypatch, fault):
         monkeypatch.setattr(run.steps[1].losses[0].loss, "forward", broken)
     run.runner._focus_on(run.steps[0])  # the diagnosis of the second step comes late
     before = everything(run)
-    entries = {key: value for key, value in part.state.items()}
+    entries = dict(part.state)
     copies = {key: value.clone() for key, value in entries.items() if isinstance(value, torch.Tensor)}
     for step in run.steps:
         diagnose(step, [part], [Context(run.networks, step.trained, 1, True, 0, part.positions)])

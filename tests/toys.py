@@ -108,6 +108,20 @@ class RootLoss(Loss):
         return torch.sqrt(state[self.a].float() * state[self.b].float() ** 2).mean()
 
 
+@LOSSES.register("toy_memory")
+class MemoryLoss(Loss):
+    """Mean of its input, and of what it remembers."""
+
+    def __init__(self, *, in_: StateIn) -> None:
+        super().__init__()
+        self.source = in_
+        self.register_buffer("memory", torch.zeros(()))
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        return state[self.source].float().mean() + self.memory
+
+
 @ARCHS.register("ToyNormalised")
 class ToyNormalised(nn.Module):
     """Upsampling with batch normalisation, whose statistics each forward pass in training moves."""

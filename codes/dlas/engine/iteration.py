@@ -13,6 +13,7 @@ from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, split_batch, to_device
+from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 
 StepErrorHandler: TypeAlias = Callable[[TrainingStep, list[MicroBatch], list[Context], Exception], None]
@@ -68,6 +69,7 @@ class IterationRunner:
         Returns:
             The micro-batches with everything that the steps wrote.
         """
+        STAGE.enter("transfer")
         positions = batch.pop("positions")
         parts = split_batch(to_device(batch, self.device, self.layout), positions, self.parts)
         health = self.health

@@ -47,8 +47,8 @@ class Probe:
     of it. Modules are not wrapped in anything, so layers that work in place do so as ever.
 
     Args:
-        modules: networks and losses by the name they get in reports. Of a loss only the modules inside are watched: what the loss
-            does itself is put to the loss, as a unit.
+        modules: networks and losses by the name they get in reports. Of a loss only the modules inside are watched: what it
+            does itself is put to it as a unit.
         samples: size of the micro-batch.
     """
 

@@ -17,6 +17,7 @@ from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision
+from dlas.engine.stage import STAGE
 from dlas.errors import TrainingError
 from dlas.injectors import create_injector
 from dlas.injectors.base import Injector
@@ -160,12 +161,14 @@ class TrainingStep:
         return self.runs(step) and self.trains(step) and any(each.gate(step) for each in self.losses)
 
     def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> bool:
+        STAGE.enter("forward", self.name)
         state = State(part.state)
         with self.precision.autocast():
             for injector in self.injectors:
                 state.update(injector(state, context))
             total = self._total_loss(state, context, part.share) if trains else None
         if total is not None:
+            STAGE.enter("backward", self.name)
             if not total.requires_grad:
                 raise TrainingError(
                     f"step '{self.name}': no loss that is on depends on a parameter of {' or '.join(self.trained)}; "
@@ -198,6 +201,7 @@ class TrainingStep:
         return total
 
     def _update(self, log_gradients: bool) -> None:
+        STAGE.enter("optimizer", self.name)
         guard = self.guard
         if self.scaler is not None and (self.clip_norm or log_gradients or guard is not None):
             self.scaler.unscale_(self.optimizer)

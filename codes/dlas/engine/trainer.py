@@ -28,12 +28,14 @@ from dlas.engine.device import apply_numeric_settings, choose_device, memory_for
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
-from dlas.engine.interrupt import StopRequest
+from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision, has_bf16
+from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
+from dlas.engine.watchdog import Watchdog
 from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError
 from dlas.interop.state_dicts import load_into
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
@@ -176,7 +178,7 @@ class Trainer:
             tensorboard = self.folder.tensorboard if self.config.logger.tensorboard else None
             self.recorder = Recorder(self.folder.metrics, tensorboard, self.progress.step)
             try:
-                with self._loader() as loader:
+                with self._loader() as loader, self._watchdog(loader):
                     self._loop(loader, stop)
             finally:
                 self.recorder.close()
@@ -204,7 +206,7 @@ class Trainer:
             self._attend_to_health(wait=True)
             self.clock.pause()
             if stop.signal is None:
-                self.validate()
+                self.validate(stop)
             self.save()
         self._report_end(loader)
 
@@ -213,7 +215,12 @@ class Trainer:
         progress, logger, val_freq = self.progress, self.config.logger, self.settings.val_freq
         while progress.step < target and stop.signal is None:
             self.clock.waiting()
-            batch = next(loader)
+            STAGE.enter("data")
+            try:
+                with stop.ends_waiting():
+                    batch = next(loader)
+            except Stopping:
+                break
             self.clock.working()
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
             self.iterate(batch, log_gradients=log)
@@ -226,7 +233,7 @@ class Trainer:
             if log:
                 self._log(loader)
             if validates:
-                self.validate()
+                self.validate(stop)
             if saves:
                 self.save()
 
@@ -252,6 +259,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- watching and saving
 
     def _log(self, loader: Loader) -> None:
+        STAGE.enter("logging")
         values = self.meter.read()
         values.update(self.health.window())
         for step in self.steps:
@@ -350,21 +358,29 @@ class Trainer:
         self.bar.update(self.progress.step - self.bar.n)
         LOGGER.warning("back at step %d, from %s; the data go on behind sample %d", self.progress.step, found, samples)
 
-    def validate(self) -> None:
-        """Evaluates on every data set but `train`, and records figures and pictures."""
+    def validate(self, stop: StopRequest) -> None:
+        """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
         self.clock.pause()
+        STAGE.enter("eval")
+        try:
+            self._validate(stop)
+        except Stopping:
+            LOGGER.info("the validation at step %d is put off until the run goes on", self.progress.step)
+        self.clock.resume()
+
+    def _validate(self, stop: StopRequest) -> None:
         for key, dataset in self.datasets.items():
             if key == "train":
                 continue
             name = self.config.datasets[key].name or key
-            show = partial(self._show, name, itertools.count())
+            stop.check()
+            show = partial(self._show, name, itertools.count(), stop)
             left_out: dict[str, str] = {}
             self._record_validation(name, self.evaluator.run(dataset, self.progress.step, show, left_out))
             for path, reason in left_out.items():
                 if path not in self._left_out:
                     LOGGER.warning("left out of validation: %s: %s", path, reason)
             self._left_out |= left_out.keys()
-        self.clock.resume()
 
     def _record_validation(self, name: str, means: dict[str, float]) -> None:
         progress = self.progress
@@ -386,8 +402,10 @@ class Trainer:
         if words:
             self.last_validation = "val " + " ".join(words[0].split()[:2])
 
-    def _show(self, name: str, shown: Iterator[int], result: Evaluated) -> None:
+    def _show(self, name: str, shown: Iterator[int], stop: StopRequest, result: Evaluated) -> None:
+        stop.check()
         step = self.progress.step
+        STAGE.enter("eval", result.name)
         if self.config.eval.save_images:
             folder = self.folder.validation / name / result.name
             folder.mkdir(parents=True, exist_ok=True)
@@ -421,6 +439,7 @@ class Trainer:
             TrainingError: a weight is not finite; nothing is written.
         """
         self.clock.pause()
+        STAGE.enter("checkpoint")
         self._stop_if_weights_not_finite()
         self.progress.seconds = self.clock.seconds()
         snapshot = checkpoint.Snapshot(
@@ -485,6 +504,9 @@ class Trainer:
             pin_memory=section.pin_memory,
             prefetch_factor=section.prefetch_factor,
         )
+
+    def _watchdog(self, loader: Loader) -> Watchdog:
+        return Watchdog(self.settings.watchdog, self.folder.log, lambda: self.progress.step, loader.reading)
 
     def _announce(self) -> None:
         config = self.config

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dlas.config import Config, to_plain
-from dlas.errors import TrainingError
+from dlas.observe.lock import locked
 
 _PACKAGES = ("dlas", "torch", "numpy", "safetensors", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn")
 
@@ -49,18 +49,7 @@ class RunFolder:
         Raises:
             TrainingError: another process has it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("a") as file:
-            try:
-                import fcntl  # not on Windows, which goes without
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TrainingError(
-                    f"another process is training in {self.path}; wait for its end, or give this run another 'name'"
-                ) from error
-            except (ImportError, OSError):  # some network file systems have no locks
-                pass
+        with locked(self.path.with_name(f".{self.path.name}.lock"), f"training in {self.path}"):
             yield
 
     def describe(self, config: Config, source: Path | None, device: str) -> None:

@@ -1,0 +1,214 @@
+"""Crash bundles hold what a step needs to run again, are complete or not there, and never end a run themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import toys
+from dlas.cli.main import main
+from dlas.engine import checkpoint, crash
+from dlas.engine.crash import CrashReporter, bundles
+from dlas.engine.diagnosis import diagnose
+from dlas.engine.replay import replay
+from dlas.errors import CheckpointError
+from runs import batches, configure, trainer
+from test_diagnosis import NAN, prepared
+
+
+def report(run, step, parts, contexts) -> Path:
+    """The bundle of a bad update."""
+    CrashReporter(run.config, run.folder.path).report_bad_update(step, parts, contexts)
+    return bundles(run.folder.path / "crashes")[-1]
+
+
+def fails_at(monkeypatch, iteration: int) -> None:
+    original = toys.ToyGenerator.forward
+
+    def forward(self, x):
+        if self.training and float(self.calls) == iteration:
+            raise RuntimeError("the fault")
+        return original(self, x)
+
+    monkeypatch.setattr(toys.ToyGenerator, "forward", forward)
+
+
+def test_an_error_in_a_step_leaves_a_bundle_that_raises_it_again(tmp_path, monkeypatch, caplog):
+    fails_at(monkeypatch, 2)
+    run = trainer(tmp_path, toys.PSNR)
+    with pytest.raises(Exception, match="the fault"):
+        run.run()
+    (bundle,) = bundles(tmp_path / "toy/crashes")
+    assert bundle.name == "2-generator"
+    assert checkpoint.find_fault(bundle) is None
+    assert sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()) == [
+        "batch.safetensors", "bundle.json", "config.resolved.yml", "environment.json", "losses.safetensors", "manifest.json",
+        "networks/generator.safetensors", "report.json", "report.txt",
+    ]  # fmt: skip
+    text = (bundle / "report.txt").read_text()
+    assert "in forward" in text  # the traceback
+    assert f"dlas replay {bundle}" in text
+    assert f"dlas replay {bundle}" in caplog.text
+    result = replay(bundle)
+    assert result.diagnosis.reproduced
+    assert "the fault" in result.diagnosis.text()
+    assert "in the run: TrainingError: network 'generator' cannot work on its inputs" in result.text()
+    assert result.text().endswith("the fault shows again")
+    monkeypatch.undo()
+    assert replay(bundle).text().endswith("the fault does not show again")
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["discriminator", "generator"])
+def test_a_replay_is_the_step_bit_for_bit(tmp_path, index):
+    """Dropout, noise in losses, two micro-batches, entries of earlier steps, a moved generator."""
+    overrides = ["train.mega_batch_factor=2", "precision=bf16", "memory_format=channels_last"]
+    run, step, parts, contexts = prepared(tmp_path, toys.GAN, *overrides, parts=2, step=index)
+    for batch in batches(run, 3):
+        run.iterate(batch)
+    for part, context in zip(parts, contexts, strict=True):
+        context.step = 3
+        part.state["dgen"] = torch.rand(2, 3, 16, 16)
+    parts[1].state["lq"][1] = NAN
+    inside = diagnose(step, parts, contexts)
+    bundle = report(run, step, parts, contexts)
+    outside = replay(bundle).diagnosis
+    assert inside.reproduced
+    assert json.dumps(inside.to_json()) == json.dumps(outside.to_json())
+    assert outside.losses.keys() == ({"gan"} if index == 0 else {"pix", "gan"})
+
+
+def test_a_bundle_needs_nothing_but_itself(tmp_path, monkeypatch):
+    weights = tmp_path / "start.safetensors"
+    first = trainer(tmp_path, toys.PSNR)
+    checkpoint._save_tensors(weights, first.networks["generator"].state_dict())
+    overrides = [f"path.pretrain={{generator: {weights}}}"]
+    run, step, parts, contexts = prepared(tmp_path, toys.PSNR, *overrides)
+    parts[0].state["hq"][1] = NAN
+    bundle = report(run, step, parts, contexts)
+    weights.unlink()
+    elsewhere = tmp_path / "sent/away"
+    elsewhere.parent.mkdir()
+    bundle.rename(elsewhere)
+    monkeypatch.chdir(elsewhere.parent)
+    assert [sample.names["path"] for sample in replay(Path("away")).diagnosis.cause.samples] == [parts[0].state["path"][1]]
+
+
+def test_the_command_replays(tmp_path, capsys):
+    run, step, parts, contexts = prepared(tmp_path)
+    parts[0].state["lq"][2] = NAN
+    bundle = report(run, step, parts, contexts)
+    assert main(["replay", str(bundle)]) == 0
+    out = capsys.readouterr().out
+    assert "cause      'lq' of the batch" in out
+    assert f"sample 2 (position {parts[0].positions[2]}): path {parts[0].state['path'][2]}" in out
+    assert out.rstrip().endswith("the fault shows again")
+    assert main(["replay", str(bundle), "--precision", "bf16", "--device", "cpu", "--anomaly"]) == 0
+    out = capsys.readouterr().out
+    assert "note: bf16; the run computed in fp32" in out
+    assert "returned nan values" in out
+    (bundle / "batch.safetensors").write_bytes(b"")
+    assert main(["replay", str(bundle)]) == 1
+    assert "batch.safetensors has 0 bytes" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path / "nothing")]) == 1
+
+
+def test_a_fault_of_half_precision_goes_away_in_single(tmp_path):
+    run, step, parts, contexts = prepared(tmp_path, toys.PSNR, "precision=fp16")
+    run.networks["generator"].first.weight.data.mul_(1e5)
+    bundle = report(run, step, parts, contexts)
+    assert replay(bundle).diagnosis.reproduced
+    assert replay(bundle).diagnosis.loss_scale == 65536.0
+    assert not replay(bundle, precision="fp32").diagnosis.reproduced
+
+
+def test_a_run_keeps_its_first_bundles(tmp_path, caplog):
+    run, step, parts, contexts = prepared(tmp_path, toys.PSNR, "train.crash_bundles.count=2")
+    parts[0].state["lq"][2] = NAN
+    reporter = CrashReporter(run.config, run.folder.path)
+    for _ in range(4):
+        found = reporter.report_bad_update(step, parts, contexts)
+    assert found is None
+    assert [path.name for path in bundles(run.folder.path / "crashes")] == ["0-generator", "0-generator.2"]
+    assert "2 crash bundles are in" in caplog.text
+    none = CrashReporter(configure(tmp_path, toys.PSNR, "train.crash_bundles.count=0", "name=none"), tmp_path / "none")
+    none.report_bad_update(step, parts, contexts)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_bundle_that_is_too_large_is_a_report(tmp_path, monkeypatch):
+    run, step, parts, contexts = prepared(tmp_path, toys.PSNR, "train.crash_bundles.max_mb=1")
+    parts[0].state["lq"][2] = NAN
+    parts[0].state["large"] = torch.zeros(2**19)
+    bundle = report(run, step, parts, contexts)
+    assert (
+        "without batch and weights: batch and weights have 2 MB, and train.crash_bundles.max_mb is 1"
+        in (bundle / "report.txt").read_text()
+    )
+    assert not list(bundle.rglob("*.safetensors"))
+    with pytest.raises(CheckpointError, match="written without batch and weights"):
+        replay(bundle)
+    usage = type("usage", (), {"free": 2**20})
+    monkeypatch.setattr(crash.shutil, "disk_usage", lambda path: usage)
+    run.config.train.crash_bundles.max_mb = 4000
+    assert "1 MB are free" in (report(run, step, parts, contexts) / "report.txt").read_text()
+
+
+def test_a_full_disk_costs_the_bundle_and_not_the_run(tmp_path, monkeypatch, caplog):
+    def full(tensors, path):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    fails_at(monkeypatch, 2)
+    monkeypatch.setattr(crash, "save_file", full)
+    with pytest.raises(Exception, match="the fault"):
+        trainer(tmp_path, toys.PSNR).run()
+    assert list((tmp_path / "toy/crashes").iterdir()) == []
+    assert "no crash bundle could be written" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_a_diagnosis_that_fails_leaves_a_bundle_all_the_same(tmp_path, monkeypatch, caplog):
+    run, step, parts, contexts = prepared(tmp_path)
+
+    def broken(*arguments):
+        raise RuntimeError("the diagnosis is broken")
+
+    monkeypatch.setattr(crash, "diagnose", broken)
+    report(run, step, parts, contexts)
+    assert "the diagnosis is broken" in caplog.text
+
+
+def test_a_lack_of_memory_leaves_no_bundle(tmp_path):
+    run, step, parts, contexts = prepared(tmp_path)
+    CrashReporter(run.config, run.folder.path).report_error(step, parts, contexts, torch.OutOfMemoryError("full"))
+    assert not (run.folder.path / "crashes").exists()
+
+
+def test_entries_that_no_file_can_hold_are_named(tmp_path):
+    run, step, parts, contexts = prepared(tmp_path)
+    parts[0].state |= {"object": [object()] * 4, "nested": {"a": [torch.ones(2), None, 1.5, "x"]}}
+    parts[0].state["lq"][2] = NAN
+    result = replay(report(run, step, parts, contexts))
+    assert result.notes == ["'object' of the batch is no tensor, number or text and is not in the bundle"]
+    assert result.diagnosis.reproduced
+
+
+def test_what_a_loss_remembers_goes_along(tmp_path):
+    text = toys.PSNR.replace("    losses:\n", "    losses:\n      memory: {type: toy_memory, weight: 1, in: gen}\n")
+    run, step, parts, contexts = prepared(tmp_path, text)
+    step.losses[0].loss.memory.fill_(NAN)
+    found = replay(report(run, step, parts, contexts)).diagnosis
+    assert found.cause.name == "loss 'memory'"
+    assert found.buffers == {"loss memory.memory": "nan"}
+
+
+def test_logs_carry_the_report(tmp_path, caplog):
+    run, step, parts, contexts = prepared(tmp_path)
+    parts[0].state["lq"][2] = NAN
+    with caplog.at_level(logging.WARNING, logger="dlas"):
+        report(run, step, parts, contexts)
+    assert "step 'generator' at iteration 0 (fp32, cpu): not finite" in caplog.text
