@@ -106,7 +106,7 @@ def test_testing_without_a_checkpoint_says_what_to_do(tmp_path, options):
     assert "train it first" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_128_and_the_signal(options, tmp_path, number):
     process = start("train.py", "-opt", options, "--set", "train.niter=1000000", "--set", "logger.save_checkpoint_freq=1000000")
     while "step 2/" not in process.stdout.readline():

@@ -60,7 +60,7 @@ def _named_in(opened: TextIO) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # closed: in a process that the holder has forked
             _write(opened, {})
 
 
