@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from dlas.engine.untouched import untouched
 __all__ = ["Diagnosis", "diagnose", "trace_gradient"]
 
 _SHOWN = 3  # of the largest activations and gradients
+_LARGE = 1e6  # no healthy network has such activations or gradients
 
 
 def diagnose(step: TrainingStep, parts: list[MicroBatch], contexts: list[Context], written: Collection[str] = ()) -> Diagnosis:
@@ -71,7 +73,7 @@ def trace_gradient(step: TrainingStep, parts: list[MicroBatch], contexts: list[C
                     seed_micro_batch(context, step.name, step.precision.device)
                     step._forward_backward(replace(part, state=dict(part.state)), context, step.trains(context.step))
         except RuntimeError as error:
-            told = [str(each.message) for each in caught if "forward call" in str(each.message)]
+            told = [_innermost(str(each.message)) for each in caught if "forward call" in str(each.message)]
             return "\n".join([*told, str(error)])
     return "no operation of the backward pass makes a nan (infinite values are not looked for)"
 
@@ -95,7 +97,12 @@ class _Repetition:
         self.faults: list[Fault] = []
         self.activations: dict[str, float] = {}
         self.result = Diagnosis(
-            step.name, contexts[0].step, str(self.device), step.precision.name, len(parts), loss_scale=scale
+            step.name,
+            contexts[0].step,
+            str(self.device),
+            step.precision.name,
+            [len(part.positions) for part in parts],
+            loss_scale=scale,
         )
 
     def run(self) -> Diagnosis:
@@ -115,10 +122,7 @@ class _Repetition:
         result.faults = sorted(self.faults, key=lambda fault: not fault.source)
         if result.reproduced:
             result.largest = _top(self.activations) | _top(gradients)
-        if result.precision == "fp16" and result.cause is not None and result.cause.kind not in ("batch", "error"):
-            result.notes.append(
-                "fp16 ends at 65504; bf16 and fp32 have more room: `dlas replay --precision` shows whether that helps"
-            )
+        result.notes = _advice(result)
         return result
 
     def _gradients(self) -> dict[str, float]:
@@ -352,6 +356,32 @@ def _bare(contexts: list[Context]) -> tuple[dict[str, nn.Module], list[Context]]
         for name, network in contexts[0].networks.items()
     }
     return networks, [replace(context, networks=networks) for context in contexts]
+
+
+def _advice(found: Diagnosis) -> list[str]:
+    cause = found.cause
+    if cause is None or cause.kind == "error":
+        return []
+    if cause.kind == "batch":
+        return ["mend or remove what this sample is made of"] if cause.samples else []
+    notes = []
+    if found.weights:
+        notes.append("weights are spoilt already: an earlier update did that; go back to a checkpoint from before")
+    elif any(value > _LARGE for value in found.largest.values()):
+        notes.append(
+            "values this large come from weights that have grown: try a lower learning rate, warmup_iter or clip_grad_eps"
+        )
+    if found.precision == "fp16":
+        notes.append("fp16 ends at 65504; bf16 and fp32 have more room: `dlas replay --precision` shows whether that helps")
+    return notes
+
+
+def _innermost(text: str) -> str:
+    """A traceback of autograd without the frames of the engine and of torch's way of calling modules."""
+    head, *frames = re.split(r"^(?=  File )", text.partition("(Triggered internally")[0], flags=re.MULTILINE)
+    engine = [number for number, frame in enumerate(frames) if "/dlas/engine/" in frame.replace("\\", "/")]
+    kept = [frame for frame in frames[engine[-1] + 1 if engine else 0 :] if "nn/modules/module.py" not in frame]
+    return (head + "".join(kept)).rstrip()
 
 
 def _not_finite(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:

@@ -141,7 +141,7 @@ class Diagnosis:
         iteration: completed iterations when it ran.
         device: where it ran.
         precision: fp32, bf16 or fp16.
-        parts: number of micro-batches.
+        parts: number of samples of each micro-batch.
         losses: value of each loss in each micro-batch, before its weight.
         faults: the cause first, then what follows from it.
         weights: parameters that are not finite, and what they hold.
@@ -155,7 +155,7 @@ class Diagnosis:
     iteration: int
     device: str
     precision: str
-    parts: int
+    parts: list[int]
     losses: dict[str, list[float]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     weights: dict[str, str] = field(default_factory=dict)
@@ -185,9 +185,7 @@ class Diagnosis:
             lines[0] = f"{where}: failed"
         if cause is not None:
             lines.append(_line("cause", self._fault(cause)))
-            lines += [_line("", sample.text()) for sample in cause.samples[:8]]
-            if len(cause.samples) > 8:
-                lines.append(_line("", f"and {len(cause.samples) - 8} more samples"))
+            lines += [_line("", words) for words in self._samples(cause)]
         others = [fault for fault in self.faults if fault is not cause]
         lines += [_line("also" if fault.source else "then", self._fault(fault)) for fault in others[:6]]
         if len(others) > 6:
@@ -211,8 +209,15 @@ class Diagnosis:
         return result
 
     def _fault(self, fault: Fault) -> str:
-        place = f" [micro-batch {fault.part + 1} of {self.parts}]" if self.parts > 1 else ""
+        place = f" [micro-batch {fault.part + 1} of {len(self.parts)}]" if len(self.parts) > 1 else ""
         return f"{fault.name}: {fault.text}{place}"
+
+    def _samples(self, fault: Fault) -> list[str]:
+        count = len(fault.samples)
+        if count > 1 and count == self.parts[fault.part]:
+            return [f"in all {count} samples of the {'micro-batch' if len(self.parts) > 1 else 'batch'}"]
+        more = [f"and {count - 8} more samples"] if count > 8 else []
+        return [sample.text() for sample in fault.samples[:8]] + more
 
     def _values(self, name: str) -> str:
         return " | ".join(compact(value) if math.isfinite(value) else str(value) for value in self.losses[name])
