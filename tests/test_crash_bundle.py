@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import toys
 from dlas.cli.main import main
-from dlas.engine import checkpoint, crash
-from dlas.engine.crash import CrashReporter, bundles
+from dlas.engine import crash
+from dlas.engine.crash import CrashReporter, bundles, find_fault
 from dlas.engine.diagnosis import diagnose
 from dlas.engine.replay import replay
 from dlas.errors import CheckpointError
@@ -44,7 +45,7 @@ def test_an_error_in_a_step_leaves_a_bundle_that_raises_it_again(tmp_path, monke
         run.run()
     (bundle,) = bundles(tmp_path / "toy/crashes")
     assert bundle.name == "2-generator"
-    assert checkpoint.find_fault(bundle) is None
+    assert find_fault(bundle) is None
     assert sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()) == [
         "batch.safetensors", "bundle.json", "config.resolved.yml", "environment.json", "losses.safetensors", "manifest.json",
         "networks/generator.safetensors", "report.json", "report.txt",
@@ -84,7 +85,7 @@ def test_a_replay_is_the_step_bit_for_bit(tmp_path, index):
 def test_a_bundle_needs_nothing_but_itself(tmp_path, monkeypatch):
     weights = tmp_path / "start.safetensors"
     first = trainer(tmp_path, toys.PSNR)
-    checkpoint._save_tensors(weights, first.networks["generator"].state_dict())
+    save_file(first.networks["generator"].state_dict(), weights)
     overrides = [f"path.pretrain={{generator: {weights}}}"]
     run, step, parts, contexts = prepared(tmp_path, toys.PSNR, *overrides)
     parts[0].state["hq"][1] = NAN
@@ -112,7 +113,7 @@ def test_the_command_replays(tmp_path, capsys):
     assert "returned nan values" in out
     (bundle / "batch.safetensors").write_bytes(b"")
     assert main(["replay", str(bundle)]) == 1
-    assert "batch.safetensors has 0 bytes" in capsys.readouterr().err
+    assert "batch.safetensors is damaged" in capsys.readouterr().err
     assert main(["replay", str(tmp_path / "nothing")]) == 1
 
 
@@ -204,6 +205,23 @@ def test_what_a_loss_remembers_goes_along(tmp_path):
     found = replay(report(run, step, parts, contexts)).diagnosis
     assert found.cause.name == "loss 'memory'"
     assert found.buffers == {"loss memory.memory": "nan"}
+
+
+def test_every_file_of_a_bundle_is_checked(tmp_path):
+    run, step, parts, contexts = prepared(tmp_path)
+    parts[0].state["lq"][2] = NAN
+    bundle = report(run, step, parts, contexts)
+    names = [path for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    for path in names:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert str(path.relative_to(bundle)) in find_fault(bundle)
+        path.unlink()
+        assert "is missing" in find_fault(bundle)
+        path.write_bytes(content)
+    assert find_fault(bundle) is None
+    (bundle / "manifest.json").write_text("{}")
+    assert find_fault(bundle) == "manifest.json is damaged"
 
 
 def test_logs_carry_the_report(tmp_path, caplog):

@@ -43,6 +43,7 @@ BUNDLE = "bundle.json"
 BATCH = "batch.safetensors"
 LOSSES = "losses.safetensors"
 NETWORKS = "networks"
+MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -150,7 +151,7 @@ def write_bundle(folder: Path, crash: Crash, max_mb: int | None = None) -> Path:
         partial.mkdir()
         _write_files(partial, target, crash, max_mb)
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-        _write_json(partial / checkpoint.MANIFEST, {"format": checkpoint.FORMAT, "files": files})
+        _write_json(partial / MANIFEST, {"format": FORMAT, "files": files})
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -183,7 +184,6 @@ def _write_files(partial: Path, target: Path, crash: Crash, max_mb: int | None) 
     diagnosis, error, scaler = crash.diagnosis, crash.error, crash.step.scaler
     trace = "" if error is None else "".join(traceback.format_exception(error))
     bundle = {
-        "format": FORMAT,
         "step": crash.step.name,
         "iteration": crash.contexts[0].step,
         "seed": crash.contexts[0].seed,
@@ -210,7 +210,26 @@ def _write_files(partial: Path, target: Path, crash: Crash, max_mb: int | None) 
 
 def bundles(folder: Path) -> list[Path]:
     """The bundles of a run's `crashes` folder."""
-    return sorted(path.parent for path in folder.glob(f"*/{checkpoint.MANIFEST}") if not path.parent.name.startswith("."))
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+
+def find_fault(bundle: Path) -> str | None:
+    """What is wrong with a bundle's files, or None if they are complete and unchanged."""
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        version, files = manifest["format"], dict(manifest["files"])
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing: this is no crash bundle, or an incomplete one"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    if version != FORMAT:
+        return f"format {version} was written by another version of this program; this one reads format {FORMAT}"
+    for name, expected in files.items():
+        if not (bundle / name).is_file():
+            return f"{name} is missing"
+        if _fingerprint(bundle / name) != expected:
+            return f"{name} is damaged: its size or sha256 is not the one in {MANIFEST}"
+    return None
 
 
 def replay_command(bundle: Path) -> str:

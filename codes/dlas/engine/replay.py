@@ -14,7 +14,7 @@ from dlas.config import load
 from dlas.context import Context
 from dlas.engine import checkpoint
 from dlas.engine.build import build_networks
-from dlas.engine.crash import BATCH, BUNDLE, FORMAT, LOSSES, NETWORKS, written_before
+from dlas.engine.crash import BATCH, BUNDLE, LOSSES, NETWORKS, find_fault, written_before
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format
 from dlas.engine.diagnosis import Diagnosis, diagnose, trace_gradient
 from dlas.engine.meter import Meter
@@ -61,12 +61,10 @@ def replay(bundle: Path, device: str | None = None, precision: str | None = None
         CheckpointError: the bundle is damaged, or was written without its tensors.
         ConfigurationError: a plug-in of the run is not there.
     """
-    fault = checkpoint.find_fault(bundle)
+    fault = find_fault(bundle)
     if fault:
         raise CheckpointError(f"crash bundle {bundle}: {fault}")
     told = json.loads((bundle / BUNDLE).read_text(encoding="utf-8"))
-    if told["format"] != FORMAT:
-        raise CheckpointError(f"crash bundle {bundle}: format {told['format']}, and this program reads format {FORMAT}")
     if told["without_tensors"]:
         raise CheckpointError(f"crash bundle {bundle} was written without batch and weights: {told['without_tensors']}")
     config = load(bundle / "config.resolved.yml")
