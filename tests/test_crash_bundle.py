@@ -16,7 +16,7 @@ from dlas.engine import crash
 from dlas.engine.crash import CrashReporter, bundles, find_fault
 from dlas.engine.diagnosis import diagnose
 from dlas.engine.replay import replay
-from dlas.errors import CheckpointError
+from dlas.errors import CheckpointError, TrainingError
 from runs import batches, configure, trainer
 from test_diagnosis import NAN, prepared
 
@@ -183,9 +183,12 @@ def test_a_diagnosis_that_fails_leaves_a_bundle_all_the_same(tmp_path, monkeypat
     assert "the diagnosis is broken" in caplog.text
 
 
-def test_a_lack_of_memory_leaves_no_bundle(tmp_path):
+def test_a_lack_of_memory_and_a_mistake_in_the_file_leave_no_bundle(tmp_path):
     run, step, parts, contexts = prepared(tmp_path)
-    CrashReporter(run.config, run.folder.path).report_error(step, parts, contexts, torch.OutOfMemoryError("full"))
+    told = TrainingError("out of memory; use smaller micro-batches")
+    told.__cause__ = torch.OutOfMemoryError("full")
+    for error in (torch.OutOfMemoryError("full"), told, TrainingError("no loss depends on a parameter")):
+        CrashReporter(run.config, run.folder.path).report_error(step, parts, contexts, error)
     assert not (run.folder.path / "crashes").exists()
 
 

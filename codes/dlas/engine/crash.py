@@ -20,7 +20,7 @@ import re
 import shlex
 import shutil
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from dlas.engine import checkpoint
 from dlas.engine.diagnosis import Diagnosis, diagnose
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.step import TrainingStep
+from dlas.errors import UserError
 from dlas.observe.console import LOGGER
 from dlas.observe.run_folder import environment
 
@@ -59,7 +60,8 @@ class CrashReporter:
         assert config.train is not None, "only training crashes so"
         self.config = config
         self.folder = folder / "crashes"
-        self.limits = config.train.crash_bundles
+        self.count = config.train.crash_bundles.count
+        self.max_mb = config.train.crash_bundles.max_mb
 
     def report_bad_update(self, step: TrainingStep, parts: list[MicroBatch], contexts: list[Context]) -> Diagnosis | None:
         """Diagnoses an update that is not finite, logs what was found, and writes a bundle.
@@ -84,15 +86,21 @@ class CrashReporter:
         return diagnosis
 
     def report_error(self, step: TrainingStep, parts: list[MicroBatch], contexts: list[Context], error: Exception) -> None:
-        """Writes a bundle for an error that a step has raised, but not for one of memory: that is no matter of the batch."""
-        if not isinstance(error, torch.OutOfMemoryError) and not self._is_full():
+        """Writes a bundle for an error that a step has raised.
+
+        There is none for a lack of memory, which is no matter of the batch, and for mistakes in the file, which say what to do.
+        """
+        causes = list(_chain(error))
+        lacks_memory = any(isinstance(each, torch.OutOfMemoryError) for each in causes)
+        is_a_mistake = isinstance(error, UserError) and len(causes) == 1
+        if not lacks_memory and not is_a_mistake and not self._is_full():
             self._write(step, parts, contexts, None, error)
 
     def _is_full(self) -> bool:
-        limit = self.limits.count
-        if limit and len(bundles(self.folder)) >= limit:
-            LOGGER.warning("%d crash bundles are in %s already; no more are written", limit, self.folder)
-        return len(bundles(self.folder)) >= limit
+        full = len(bundles(self.folder)) >= self.count
+        if full and self.count:
+            LOGGER.warning("%d crash bundles are in %s already; no more are written", self.count, self.folder)
+        return full
 
     def _write(
         self,
@@ -104,7 +112,7 @@ class CrashReporter:
     ) -> None:
         try:
             crash = Crash(self.config, step, parts, contexts, diagnosis, error)
-            target = write_bundle(self.folder, crash, max_mb=self.limits.max_mb)
+            target = write_bundle(self.folder, crash, max_mb=self.max_mb)
         except Exception as fault:
             LOGGER.warning("no crash bundle could be written to %s: %s: %s", self.folder, type(fault).__name__, fault)
         else:
@@ -247,6 +255,12 @@ def written_before(config: Config, step: str) -> set[str]:
             out = injector.options.get("out")
             keys.update([out] if isinstance(out, str) else [key for key in out or () if isinstance(key, str)])
     return keys
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _pack_state(state: Mapping[str, Any], tensors: dict[str, Tensor], path: str, left_out: list[str]) -> Any:

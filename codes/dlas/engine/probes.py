@@ -89,7 +89,8 @@ class Probe:
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = list(tensors(output))
             self._claim(given, self._owner())
-            call = self._stack.pop()
+            while (call := self._stack.pop()).module is not module:
+                pass  # it failed, and the module around it went on all the same
             call.output = self._join(given)
             self.calls.append(call)
             self.largest[call.name] = max(call.output.largest, self.largest.get(call.name, 0.0))
