@@ -57,6 +57,7 @@ class Progress:
         seconds: time spent in this and earlier sittings.
         best: best mean of each validation metric, by set and name, with its step.
         rollbacks: how often the run was rolled back to a checkpoint after a bad update.
+        validated: step of the latest validation; a request to stop puts one off that is due.
         resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
     """
 
@@ -65,6 +66,7 @@ class Progress:
     seconds: float = 0.0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     rollbacks: int = 0
+    validated: int = 0
     resume_state: str | None = None
 
 
@@ -126,6 +128,7 @@ class Trainer:
         self.emas = {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device)
+        self.crashes = CrashReporter(config, self.folder.path)
         self.runner = IterationRunner(
             self.steps,
             self.networks,
@@ -135,7 +138,7 @@ class Trainer:
             device=self.device,
             layout=self.layout,
             health=self.health,
-            on_error=CrashReporter(config, self.folder.path).report_error,
+            on_error=self.crashes.report_error,
         )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
@@ -169,7 +172,7 @@ class Trainer:
             self._restore()
             self.folder.describe(self.config, self.source, str(self.device))
             self._announce()
-            if self.progress.step >= self.settings.niter:
+            if self.progress.step >= self.settings.niter and not self._owes_validation():
                 LOGGER.info(
                     "this run is complete at step %d; raise train.niter to go on, or start anew with --resume never",
                     self.progress.step,
@@ -212,7 +215,9 @@ class Trainer:
 
     def advance(self, loader: Loader, target: int, stop: StopRequest) -> None:
         """Iterates until `target` completed iterations or a request to stop, logging, validating and saving on the way."""
-        progress, logger, val_freq = self.progress, self.config.logger, self.settings.val_freq
+        progress, logger = self.progress, self.config.logger
+        if progress.step < target and self._owes_validation():
+            self.validate(stop)
         while progress.step < target and stop.signal is None:
             self.clock.waiting()
             STAGE.enter("data")
@@ -225,14 +230,14 @@ class Trainer:
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
             self.iterate(batch, log_gradients=log)
             self.bar.update()
-            validates = val_freq > 0 and progress.step % val_freq == 0 and progress.step < target
+            validates = self._owes_validation() and progress.step < target
             saves = progress.step % logger.save_checkpoint_freq == 0 and progress.step < target
             if self._attend_to_health(wait=log or validates or saves):
                 progress = self.progress  # of the checkpoint that the run went back to
                 continue
             if log:
                 self._log(loader)
-            if validates:
+            if validates and stop.signal is None:
                 self.validate(stop)
             if saves:
                 self.save()
@@ -308,7 +313,10 @@ class Trainer:
 
     def on_bad_update(self, bad: BadUpdate) -> str:
         """Called for every bad update, before anything follows from it; returns what more there is to say of it."""
-        return ""
+        if bad.kind == "spike":  # all of it is finite, so there is nothing to look for
+            return ""
+        STAGE.enter("diagnosis", bad.step.name)
+        return self.crashes.report_bad_update(bad.step, bad.parts, bad.contexts)
 
     def _attend_to_health(self, wait: bool) -> bool:
         """Does what the policies say about a bad update, if there was one; True if the run went back to a checkpoint."""
@@ -358,6 +366,10 @@ class Trainer:
         self.bar.update(self.progress.step - self.bar.n)
         LOGGER.warning("back at step %d, from %s; the data go on behind sample %d", self.progress.step, found, samples)
 
+    def _owes_validation(self) -> bool:
+        step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
+        return self.progress.validated < step and (step == niter or bool(val_freq and step % val_freq == 0))
+
     def validate(self, stop: StopRequest) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
         self.clock.pause()
@@ -381,6 +393,7 @@ class Trainer:
                 if path not in self._left_out:
                     LOGGER.warning("left out of validation: %s: %s", path, reason)
             self._left_out |= left_out.keys()
+        self.progress.validated = self.progress.step
 
     def _record_validation(self, name: str, means: dict[str, float]) -> None:
         progress = self.progress
@@ -476,7 +489,7 @@ class Trainer:
         if goes_back:
             self.progress.resume_state = named
             checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
-        self.folder.forget_after(self.progress.step)
+        self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         LOGGER.info("going on from %s", found)
 
     def _take_over(self, snapshot: checkpoint.Snapshot, found: Path) -> None:
@@ -489,7 +502,7 @@ class Trainer:
         for step in self.steps:
             _restore_step(step, snapshot.optimizers[step.name])
             self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})
-        self.progress = Progress(**snapshot.progress)
+        self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
 

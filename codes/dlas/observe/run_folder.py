@@ -61,19 +61,28 @@ class RunFolder:
         _replace_text(self.path / "config.resolved.yml", resolved)
         _replace_text(self.path / "environment.json", json.dumps(environment(device), indent=1))
 
-    def forget_after(self, step: int) -> None:
-        """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again."""
+    def forget_after(self, step: int, validated: bool = True) -> None:
+        """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again.
+
+        Args:
+            step: completed iterations of the checkpoint; below 0 drops all rows.
+            validated: whether the validation of just this step came before the checkpoint; its rows are dropped otherwise.
+        """
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut off when the run was killed
-                continue
-            if row["step"] <= step:
-                kept.append(line + "\n")
-        _replace_text(self.metrics, "".join(kept))
+        last = {"train": step, "val": step if validated else step - 1}
+        text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(line + "\n" for line in text.splitlines() if _is_row_up_to(last, line))
+        if kept != text:
+            _replace_text(self.metrics, kept)
+
+
+def _is_row_up_to(last: dict[str, int], line: str) -> bool:
+    try:
+        row = json.loads(line)
+        return bool(row["step"] <= last[row["phase"]])
+    except (ValueError, KeyError, TypeError):  # cut off when the run was killed, or filled with zeros by a crash of the system
+        return False
 
 
 def environment(device: str) -> dict[str, Any]:
