@@ -103,7 +103,8 @@ class Watchdog:
         with contextlib.suppress(Exception):  # a data set that cannot name its samples now
             lines += [f"reading, or read last: {words}" for words in self.reading()]
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        for ident, frame in sys._current_frames().items():
+        main = threading.main_thread().ident
+        for ident, frame in sorted(sys._current_frames().items(), key=lambda item: item[0] != main):
             if ident != self._thread.ident:
                 lines += [f"thread {names.get(ident, ident)}:", "".join(traceback.format_stack(frame)).rstrip()]
         if self.stops:
