@@ -15,9 +15,10 @@ from dlas.cli.main import main
 from dlas.engine import crash
 from dlas.engine.crash import CrashReporter, bundles, find_fault
 from dlas.engine.diagnosis import diagnose
+from dlas.engine.health import BadUpdate
 from dlas.engine.replay import replay
 from dlas.errors import CheckpointError, TrainingError
-from runs import batches, configure, trainer
+from runs import assert_same_tensors, batches, configure, rows, trainer
 from test_diagnosis import NAN, prepared
 
 
@@ -233,3 +234,56 @@ def test_logs_carry_the_report(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="dlas"):
         report(run, step, parts, contexts)
     assert "step 'generator' at iteration 0 (fp32, cpu): not finite" in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_bad_update_of_a_run_is_diagnosed_and_can_be_replayed(tmp_path, monkeypatch, caplog, policy):
+    original = toys.ToyPairs.__getitem__
+
+    def spoilt(self, request):
+        sample = original(self, request)
+        if self.training and request.position == 10:
+            sample["lq"][0, 0, 0] = NAN
+        return sample
+
+    monkeypatch.setattr(toys.ToyPairs, "__getitem__", spoilt)
+    run = trainer(tmp_path, toys.PSNR, f"train.health.non_finite={policy}")
+    if policy == "stop":
+        with pytest.raises(TrainingError, match="iteration 3"):
+            run.run()
+    else:
+        assert run.run().step == 8
+    assert "cause: 'lq' of the batch" in caplog.text
+    (bundle,) = bundles(tmp_path / "toy/crashes")
+    assert bundle.name == "2-generator"
+    found = replay(bundle).diagnosis
+    assert found.reproduced
+    assert [sample.position for sample in found.cause.samples] == [10]
+    assert found.cause.samples[0].names["path"] in (bundle / "report.txt").read_text()
+
+
+def test_spikes_are_not_diagnosed(tmp_path, monkeypatch):
+    run, step, parts, contexts = prepared(tmp_path)
+    bad = BadUpdate(step, 0, "spike", parts, contexts, {"generator/pix": 100.0})
+    assert run.on_bad_update(bad) == ""
+    assert not (run.folder.path / "crashes").exists()
+
+
+def test_a_diagnosis_leaves_the_run_as_one_that_had_none(tmp_path, monkeypatch):
+    """Two runs with a bad batch, one of which may not write bundles and so looks at nothing: the same bits."""
+    original = toys.ToyPairs.__getitem__
+
+    def spoilt(self, request):
+        sample = original(self, request)
+        if self.training and request.position == 10:
+            sample["hq"][0, 0, 0] = NAN
+        return sample
+
+    monkeypatch.setattr(toys.ToyPairs, "__getitem__", spoilt)
+    for name, count in (("looked", 3), ("unseen", 0)):
+        overrides = [f"name={name}", f"train.crash_bundles.count={count}", "train.health.non_finite=skip"]
+        trainer(tmp_path, toys.PSNR, *overrides).run()
+    assert len(bundles(tmp_path / "looked/crashes")) == 1
+    assert not (tmp_path / "unseen/crashes").exists()
+    assert_same_tensors(tmp_path / "looked/checkpoints/8", tmp_path / "unseen/checkpoints/8")
+    assert rows(tmp_path / "looked", "train") == rows(tmp_path / "unseen", "train")

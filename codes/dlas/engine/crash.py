@@ -62,6 +62,7 @@ class CrashReporter:
         self.folder = folder / "crashes"
         self.count = config.train.crash_bundles.count
         self.max_mb = config.train.crash_bundles.max_mb
+        self._told = False
 
     def report_bad_update(self, step: TrainingStep, parts: list[MicroBatch], contexts: list[Context]) -> Diagnosis | None:
         """Diagnoses an update that is not finite, logs what was found, and writes a bundle.
@@ -98,8 +99,9 @@ class CrashReporter:
 
     def _is_full(self) -> bool:
         full = len(bundles(self.folder)) >= self.count
-        if full and self.count:
+        if full and self.count and not self._told:
             LOGGER.warning("%d crash bundles are in %s already; no more are written", self.count, self.folder)
+            self._told = True
         return full
 
     def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 StageName = Literal[
-    "start", "data", "transfer", "forward", "backward", "optimizer", "collective", "checkpoint", "eval", "logging"
+    "start", "data", "transfer", "forward", "backward", "optimizer", "collective", "checkpoint", "eval", "logging", "diagnosis"
 ]
 
 

@@ -316,7 +316,8 @@ class Trainer:
         if bad.kind == "spike":  # all of it is finite, so there is nothing to look for
             return ""
         STAGE.enter("diagnosis", bad.step.name)
-        return self.crashes.report_bad_update(bad.step, bad.parts, bad.contexts)
+        found = self.crashes.report_bad_update(bad.step, bad.parts, bad.contexts)
+        return f"cause: {found.cause.name}" if found is not None and found.cause is not None else ""
 
     def _attend_to_health(self, wait: bool) -> bool:
         """Does what the policies say about a bad update, if there was one; True if the run went back to a checkpoint."""
@@ -350,6 +351,7 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """Back to the newest checkpoint; the data go on from here, so that what made an update bad is not met again."""
+        STAGE.enter("checkpoint")
         found = checkpoint.newest(self.folder.checkpoints)
         if found is None:
             raise TrainingError(f"there is no undamaged checkpoint left to go back to in {self.folder.checkpoints}")

@@ -32,6 +32,8 @@ def untouched(step: TrainingStep, modules: Iterable[nn.Module], device: torch.de
         stack.enter_context(_generators(device))
         meter, step.meter = step.meter, Meter()
         stack.callback(setattr, step, "meter", meter)
+        guard, step.guard = step.guard, None
+        stack.callback(setattr, step, "guard", guard)
         stack.callback(torch.clear_autocast_cache)
         yield
 
