@@ -155,7 +155,7 @@ def test_a_step_that_fails_can_be_run_again_anywhere(tmp_path, options):
     status, out, err = run("train.py", "-opt", options, "--set", "steps.generator.losses.bad={type: toy_failing, weight: 1}")
     assert status == 1
     assert "ZeroDivisionError" in err
-    bundle = tmp_path / "toy/crashes/0-generator"
+    bundle = tmp_path / "toy/crashes/1-generator"
     assert f"dlas replay {bundle}" in out
     status, out, err = run_dlas("replay", bundle)
     assert (status, err) == (0, "")

@@ -45,7 +45,7 @@ def test_an_error_in_a_step_leaves_a_bundle_that_raises_it_again(tmp_path, monke
     with pytest.raises(Exception, match="the fault"):
         run.run()
     (bundle,) = bundles(tmp_path / "toy/crashes")
-    assert bundle.name == "2-generator"
+    assert bundle.name == "3-generator"
     assert find_fault(bundle) is None
     assert sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()) == [
         "batch.safetensors", "bundle.json", "config.resolved.yml", "environment.json", "losses.safetensors", "manifest.json",
@@ -134,7 +134,7 @@ def test_a_run_keeps_its_first_bundles(tmp_path, caplog):
     for _ in range(4):
         found = reporter.report_bad_update(step, parts, contexts)
     assert found is None
-    assert [path.name for path in bundles(run.folder.path / "crashes")] == ["0-generator", "0-generator.2"]
+    assert [path.name for path in bundles(run.folder.path / "crashes")] == ["1-generator", "1-generator.2"]
     assert "2 crash bundles are in" in caplog.text
     none = CrashReporter(configure(tmp_path, toys.PSNR, "train.crash_bundles.count=0", "name=none"), tmp_path / "none")
     none.report_bad_update(step, parts, contexts)
@@ -233,7 +233,7 @@ def test_logs_carry_the_report(tmp_path, caplog):
     parts[0].state["lq"][2] = NAN
     with caplog.at_level(logging.WARNING, logger="dlas"):
         report(run, step, parts, contexts)
-    assert "step 'generator' at iteration 0 (fp32, cpu): not finite" in caplog.text
+    assert "step 'generator', iteration 1 (fp32, cpu): not finite" in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["skip", "stop"])
@@ -255,7 +255,7 @@ def test_a_bad_update_of_a_run_is_diagnosed_and_can_be_replayed(tmp_path, monkey
         assert run.run().step == 8
     assert "cause: 'lq' of the batch" in caplog.text
     (bundle,) = bundles(tmp_path / "toy/crashes")
-    assert bundle.name == "2-generator"
+    assert bundle.name == "3-generator"
     found = replay(bundle).diagnosis
     assert found.reproduced
     assert [sample.position for sample in found.cause.samples] == [10]

@@ -96,7 +96,7 @@ def test_the_layer_is_named_and_what_follows_is_not_taken_for_the_cause(tmp_path
     monkeypatch.setattr(run.networks["generator"].norm, "forward", lambda x: torch.log(-x.abs() - 1))
     found = diagnose(step, parts, contexts)
     assert cause(found) == ("layer", "layer generator.norm (GroupNorm)")
-    assert "what goes in is finite" in found.cause.text
+    assert "input finite" in found.cause.text
     assert "run by injector 'gen'" in found.cause.text
     assert [(fault.kind, fault.source) for fault in found.faults[1:]] == [("state", False), ("loss", False)]
     assert "'gen', which injector 'gen' writes" in found.text()
@@ -195,7 +195,7 @@ def test_layers_in_place_work_as_ever(tmp_path, monkeypatch):
     )
     found = diagnose(step, parts, contexts)
     assert cause(found) == ("layer", "layer generator.last (Conv2d)")
-    assert "all 3,072 values are inf" in found.text()
+    assert "inf in all 3,072 values" in found.text()
 
 
 def test_a_frozen_network_that_a_loss_runs_is_named(tmp_path):
@@ -335,7 +335,7 @@ def test_contents_of_tensors():
     found = contents(torch.tensor([[1.0, NAN], [INF, -3.0], [0.0, 0.0]]), samples=3)
     assert (found.total, found.nan, found.inf, found.largest, found.rows) == (6, 1, 1, 3.0, (0, 1))
     assert found.text() == "1 nan and 1 inf of 6 values"
-    assert contents(torch.tensor([NAN, NAN])).text() == "all 2 values are nan"
+    assert contents(torch.tensor([NAN, NAN])).text() == "nan in all 2 values"
     assert contents(torch.tensor([1, 2])).finite
     assert contents(torch.empty(0)).finite
     assert not contents(torch.tensor([[0.0, INF]]).to_sparse()).finite

@@ -135,7 +135,7 @@ class Crash:
     @property
     def name(self) -> str:
         """Of the bundle."""
-        return f"{self.contexts[0].step}-{re.sub(r'[^A-Za-z0-9_.-]', '_', self.step.name)}"
+        return f"{self.contexts[0].step + 1}-{re.sub(r'[^A-Za-z0-9_.-]', '_', self.step.name)}"
 
 
 def write_bundle(folder: Path, crash: Crash, max_mb: int | None = None) -> Path:
@@ -195,7 +195,7 @@ def _write_files(partial: Path, target: Path, crash: Crash, max_mb: int | None) 
     trace = "" if error is None else "".join(traceback.format_exception(error))
     bundle = {
         "step": crash.step.name,
-        "iteration": crash.contexts[0].step,
+        "completed": crash.contexts[0].step,
         "seed": crash.contexts[0].seed,
         "device": str(crash.step.precision.device),
         "precision": crash.step.precision.name,
@@ -209,7 +209,7 @@ def _write_files(partial: Path, target: Path, crash: Crash, max_mb: int | None) 
     plain = yaml.safe_dump(to_plain(crash.config), sort_keys=False, allow_unicode=True)
     (partial / "config.resolved.yml").write_text(plain, encoding="utf-8")
     _write_json(partial / "environment.json", environment(str(crash.step.precision.device)))
-    words = [f"run {crash.config.name}, step '{crash.step.name}', iteration {crash.contexts[0].step}"]
+    words = [f"run {crash.config.name}, step '{crash.step.name}', iteration {crash.contexts[0].step + 1}"]
     words += [diagnosis.text()] if diagnosis is not None else []
     words += [trace.rstrip()] if trace else []
     words += [f"without batch and weights: {too_large}"] if too_large else [f"run this step again: {replay_command(target)}"]

@@ -221,8 +221,8 @@ class _Part:
         for number, call in enumerate(culprits):
             assert call.output is not None
             own = call.own_faults()
-            because = f"its own {own} went in" if own else f"what goes in is finite, up to {call.inputs.largest:.3g}"
-            text = f"{call.output.text()} of what comes out; {because} ({where})"
+            because = f"its own {own} spoils it" if own else f"input finite, up to {call.inputs.largest:.3g}"
+            text = f"output {call.output.text()}; {because} ({where})"
             self._fault("layer", f"layer {label(call)}", text, call.output, source=number == 0)
         return not culprits and not bad
 
@@ -290,7 +290,7 @@ class _Part:
         bad = {name: what for name, what in self._bad_gradients().items() if name not in before}
         if self.probe.gradient is not None:
             operation, owner, what, given = self.probe.gradient
-            text = f"{what.text()} of what {operation} gives back; what goes in is finite, up to {given.largest:.3g}"
+            text = f"{operation} gives {what.text()}; what it was given is finite, up to {given.largest:.3g}"
             self._fault("gradient", f"gradient in {owner}", text, what)
         elif bad or self.probe.reached is not None:
             where = "the sum over the micro-batches"

@@ -42,7 +42,8 @@ class Contents:
             return f"finite, up to {compact(self.largest)}"
         words = [f"{count:,} {word}" for count, word in ((self.nan, "nan"), (self.inf, "inf")) if count]
         if len(words) == 1 and max(self.nan, self.inf) == self.total:
-            return f"all {self.total:,} values are {words[0].split()[1]}" if self.total > 1 else words[0].split()[1]
+            word = words[0].split()[1]
+            return f"{word} in all {self.total:,} values" if self.total > 1 else word
         return f"{' and '.join(words)} of {self.total:,} values"
 
 
@@ -178,7 +179,7 @@ class Diagnosis:
 
     def text(self) -> str:
         """The report, some lines long."""
-        where = f"step '{self.step}' at iteration {self.iteration} ({self.precision}, {self.device})"
+        where = f"step '{self.step}', iteration {self.iteration + 1} ({self.precision}, {self.device})"
         lines = [f"{where}: {'not finite' if self.reproduced else 'every loss and gradient is finite when it runs again'}"]
         cause = self.cause
         if cause is not None and cause.kind == "error":

@@ -81,9 +81,9 @@ def replay(bundle: Path, device: str | None = None, precision: str | None = None
         step.scaler = torch.amp.GradScaler(chosen.type, init_scale=told["loss_scale"])
     if step.precision.name != told["precision"]:
         notes.append(f"{step.precision.name}; the run computed in {told['precision']}")
-    _load_losses(step, told["iteration"], bundle)
+    _load_losses(step, told["completed"], bundle)
     parts = _parts(told, bundle, chosen, memory_format(config.memory_format))
-    contexts = [Context(networks, step.trained, told["iteration"], True, told["seed"], part.positions) for part in parts]
+    contexts = [Context(networks, step.trained, told["completed"], True, told["seed"], part.positions) for part in parts]
     diagnosis = diagnose(step, parts, contexts, written_before(config, step.name))
     trace = trace_gradient(step, parts, contexts) if anomaly else None
     return Replay(diagnosis, told["error"] or "a value was not finite", trace, notes)
