@@ -106,7 +106,7 @@ def test_testing_without_a_checkpoint_says_what_to_do(tmp_path, options):
     assert "train it first" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_128_and_the_signal(options, tmp_path, number):
     process = start("train.py", "-opt", options, "--set", "train.niter=1000000", "--set", "logger.save_checkpoint_freq=1000000")
     while "step 2/" not in process.stdout.readline():
@@ -122,13 +122,7 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_128_and_the_signal(
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, options):
-    slow = tmp_path / "slow.py"
-    slow.write_text(
-        "import time\nfrom dlas.losses.base import Loss\nfrom dlas.registry import LOSSES\n"
-        "@LOSSES.register('toy_slow')\nclass Slow(Loss):\n    def __init__(self):\n        super().__init__()\n"
-        "    def forward(self, state, context):\n        print('sleeping', flush=True)\n        time.sleep(60)\n"
-    )
-    options.write_text(options.read_text().replace("plugins: [", f"plugins: [{slow}, "))
+    write_slow_loss(tmp_path, options)
     process = start("train.py", "-opt", options, "--set", "steps.generator.losses.slow={type: toy_slow, weight: 1}")
     while "sleeping" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
@@ -138,6 +132,45 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, options):
     _, err = process.communicate(timeout=30)  # the step itself would take a minute
     assert process.returncode == 130
     assert "newest checkpoint is intact" in err
+
+
+def test_a_loop_that_hangs_can_be_ended(tmp_path, options):
+    write_slow_loss(tmp_path, options)
+    slow = ("--set", "steps.generator.losses.slow={type: toy_slow, weight: 1}")
+    status, _, err = run("train.py", "-opt", options, *slow, "--set", "train.watchdog={seconds: 0.5, action: stop}")
+    assert status == 1
+    assert "in stage 'forward' of 'generator'" in err
+    assert "slow.py" in (tmp_path / "toy/train.log").read_text()
+    assert "the same command goes on from the newest checkpoint" in err
+
+
+def test_a_step_that_fails_can_be_run_again_anywhere(tmp_path, options):
+    plugin = tmp_path / "failing.py"
+    plugin.write_text(
+        "from dlas.losses.base import Loss\nfrom dlas.registry import LOSSES\n"
+        "@LOSSES.register('toy_failing')\nclass Failing(Loss):\n    def __init__(self):\n        super().__init__()\n"
+        "    def forward(self, state, context):\n        raise ZeroDivisionError('the fault of the plug-in')\n"
+    )
+    options.write_text(options.read_text().replace("plugins: [", "plugins: [failing.py, "))
+    status, out, err = run("train.py", "-opt", options, "--set", "steps.generator.losses.bad={type: toy_failing, weight: 1}")
+    assert status == 1
+    assert "ZeroDivisionError" in err
+    bundle = tmp_path / "toy/crashes/1-generator"
+    assert f"dlas replay {bundle}" in out
+    status, out, err = run_dlas("replay", bundle)
+    assert (status, err) == (0, "")
+    assert "the fault of the plug-in" in out
+    assert out.endswith("the fault shows again\n")
+
+
+def write_slow_loss(folder: Path, options: Path) -> None:
+    slow = folder / "slow.py"
+    slow.write_text(
+        "import time\nfrom dlas.losses.base import Loss\nfrom dlas.registry import LOSSES\n"
+        "@LOSSES.register('toy_slow')\nclass Slow(Loss):\n    def __init__(self):\n        super().__init__()\n"
+        "    def forward(self, state, context):\n        print('sleeping', flush=True)\n        time.sleep(60)\n"
+    )
+    options.write_text(options.read_text().replace("plugins: [", f"plugins: [{slow}, "))
 
 
 def test_check_and_list_commands(options):

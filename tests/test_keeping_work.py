@@ -21,12 +21,13 @@ from test_training import interrupt_after
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", [4, 6], ids=["before a step", "before saving"])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, when):
     original = Trainer.iterate
 
     def iterate(self, batch, log_gradients=False):
         result = original(self, batch, log_gradients)
-        if self.progress.step == 4:
+        if self.progress.step == when:
             self.networks["generator"].last.bias.data.fill_(float("nan"))
         return result
 

@@ -11,6 +11,7 @@ import pytest
 import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
+from dlas.engine.health.policy import StepHealth
 from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
 from dlas.observe import run_folder
@@ -95,11 +96,14 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
 
         monkeypatch.setattr(cls, "__getattribute__", watch, raising=False)
     config = configure(tmp_path, toys.PSNR, "train.niter=2", "logger.visuals=[gen]", "logger.visual_debug_rate=1",
-                       "checkpointing_enabled=true", "checkpoints.keep_best={metric: psnr}")  # fmt: skip
+                       "checkpointing_enabled=true", "checkpoints.keep_best={metric: psnr}",
+                       "train.health={spike: skip}")  # fmt: skip
     resolved = to_plain(config)
     monkeypatch.setattr(run_folder, "to_plain", lambda _: resolved)
     read.clear()  # loading, checking and writing the file down do not count
     Trainer(config).run()
+    for policy in ("skip", "reduce_lr", "rollback"):  # limits are looked at when an update is bad
+        StepHealth().decide("loss", schema.HealthConfig(non_finite=policy), [], 0)
     evaluation = "name: e\ndatasets:\n  val: {mode: toy_pairs}\n"
     path = tmp_path / "e.yml"
     path.write_text(evaluation)

@@ -94,6 +94,68 @@ class ForbiddenLoss(Loss):
         raise AssertionError("a loss that is off was computed")
 
 
+@LOSSES.register("toy_root")
+class RootLoss(Loss):
+    """Mean of sqrt(a * b^2): nan where a is negative, and without a gradient where it is 0."""
+
+    def __init__(self, *, in_: StateIn, of: StateIn) -> None:
+        super().__init__()
+        self.a = in_
+        self.b = of
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        return torch.sqrt(state[self.a].float() * state[self.b].float() ** 2).mean()
+
+
+@LOSSES.register("toy_memory")
+class MemoryLoss(Loss):
+    """Mean of its input, and of what it remembers."""
+
+    def __init__(self, *, in_: StateIn) -> None:
+        super().__init__()
+        self.source = in_
+        self.register_buffer("memory", torch.zeros(()))
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        return state[self.source].float().mean() + self.memory
+
+
+@ARCHS.register("ToyNormalised")
+class ToyNormalised(nn.Module):
+    """Upsampling with batch normalisation, whose statistics each forward pass in training moves."""
+
+    def __init__(self, *, scale: PositiveInt = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, 3, h * scale, w * scale)."""
+        return nn.functional.interpolate(
+            nn.functional.dropout(self.norm(self.conv(x)), 0.5, self.training), scale_factor=self.scale
+        )
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """For the tests over the registry."""
+        return {}, (torch.rand(2, 3, 8, 8),)
+
+
+@INJECTORS.register("toy_exponential")
+class Exponential(Injector):
+    """out = exp(in)."""
+
+    def __init__(self, *, in_: StateIn, out: StateOut) -> None:
+        self.source = in_
+        self.out = out
+
+    def __call__(self, state: State, context: Context) -> dict[str, Any]:
+        return {self.out: torch.exp(state[self.source])}
+
+
 @INJECTORS.register("toy_passing_noise")
 class PassingNoise(Injector):
     """out = in + addressable noise."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
     "list": "list what is registered, or the options of one name",
+    "replay": "run the step of a crash bundle again and say what goes wrong",
     "convert-config": "convert an option file of BasicSR or traiNNer-redux",
     "reference": "write the reference pages and the JSON schema of option files",
 }

@@ -87,7 +87,9 @@ class _Builder:
             if name in values:
                 cursor.key(node, key).note(f"says the same as '{written[name]}', which is given too", "keep one of them")
             elif name in own:
-                values[name] = self.spec(str(own[name].type)).convert(value, place)
+                # A section that may be left out is left out by null too, and is not one with its defaults.
+                absent = value is None and own[name].default is None
+                values[name] = None if absent else self.spec(str(own[name].type)).convert(value, place)
                 written[name] = key
                 given.put(name, value, cursor.key(node, key).mark, place.mark)
             elif issubclass(cls, Component):

@@ -138,6 +138,27 @@ class DegradationConfig(Component):
 
 
 @dataclass(kw_only=True)
+class HealthConfig(Section):
+    """What is done about bad updates of a step. A bad update is never made, whatever the policy."""
+
+    non_finite: Literal["skip", "reduce_lr", "rollback", "stop"] = opt(
+        "skip",
+        "where a loss or gradient is not finite: go on with the next batch; the same with a smaller learning rate; go back to "
+        "the newest checkpoint, and on with the data that follow; save and end the run",
+    )
+    max_consecutive: PositiveInt = opt(10, "updates in a row that may be skipped as not finite before the run stops")
+    lr_factor: Fraction = opt(0.5, "reduce_lr: the step's learning rate is multiplied by this, for the rest of the run")
+    max_reductions: PositiveInt = opt(5, "reduce_lr: the run stops when as many reductions did not suffice")
+    max_rollbacks: PositiveInt = opt(3, "rollback: the run stops when as many (of all steps) did not suffice")
+    spike: Literal["off", "skip", "reduce_lr", "rollback", "stop"] = opt(
+        "off", "the same for updates whose loss or gradient norm is far above what it was lately; off does not look"
+    )
+    spike_watch: Literal["loss", "gradient", "both"] = opt("both", "a spike of what: the step's total loss, its gradient norm")
+    spike_threshold: PositiveFloat = opt(12.0, "how far above the running median is a spike, in robust standard deviations")
+    spike_window: PositiveInt = opt(100, "updates over which the median runs; none is judged before half of them are made")
+
+
+@dataclass(kw_only=True)
 class StepConfig(Section):
     """One optimiser's part of an iteration: injectors, losses, backward, update. Steps run in the order of the file."""
 
@@ -146,6 +167,7 @@ class StepConfig(Section):
     optimizer_params: dict[str, Any] = opt({}, "options of the optimizer: `lr`, `weight_decay`, `betas`, `param_groups`, ...")
     lr_scheme: ScheduleConfig | None = opt(None, "schedule of this step; `train.lr_scheme` by default")
     clip_grad_eps: NonNegativeFloat = opt(0.0, "largest norm of the gradient over all parameters of the step; 0 does not clip")
+    health: HealthConfig | None = opt(None, "what is done about bad updates of this step; `train.health` by default")
     after: NonNegativeInt = opt(0, "the step runs from this iteration on")
     before: NonNegativeInt | None = opt(None, "the step runs before this iteration")
     every: PositiveInt = opt(1, "trains in iterations that are a multiple of this; injectors run in all of them")
@@ -170,6 +192,24 @@ class EmaConfig(Section):
 
 
 @dataclass(kw_only=True)
+class WatchdogConfig(Section):
+    """Looks whether the loop still moves."""
+
+    seconds: NonNegativeFloat = opt(
+        1800.0, "a stage of the loop that lasts longer is reported, with the stack of every thread; 0 is off"
+    )
+    action: Literal["report", "stop"] = opt("report", "stop: ends the process with status 1 after the report")
+
+
+@dataclass(kw_only=True)
+class CrashBundlesConfig(Section):
+    """What is kept of a step that went wrong, to run it again with `dlas replay`."""
+
+    count: NonNegativeInt = opt(3, "most bundles in a run folder; the first ones stay. 0 writes none")
+    max_mb: PositiveInt = opt(4000, "a larger bundle goes without batch and weights: only its report is written")
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """The training loop."""
 
@@ -183,6 +223,11 @@ class TrainConfig(Section):
     lr_scheme: ScheduleConfig | None = opt(None, "learning-rate schedule of all steps; constant by default")
     warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")
     ema: EmaConfig = field(default_factory=EmaConfig, metadata={"doc": "average of the weights"})
+    health: HealthConfig = field(default_factory=HealthConfig, metadata={"doc": "what is done about bad updates, in all steps"})
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig, metadata={"doc": "reports of a loop that hangs"})
+    crash_bundles: CrashBundlesConfig = field(
+        default_factory=CrashBundlesConfig, metadata={"doc": "what is kept of a failed step"}
+    )
 
 
 @dataclass(kw_only=True)
@@ -293,8 +338,9 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, StepConfig, EmaConfig, TrainConfig,
-        EvalConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, Config,
+        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, StepConfig, EmaConfig,
+        WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig,
+        PathConfig, Config,
     )
 }  # fmt: skip
 

@@ -32,12 +32,20 @@ class Loader:
 
     Attributes:
         bad_files: every unusable file met so far and why, under `on_bad_file: skip`.
+        reading: gives what each process that reads data reads now, or has read last.
     """
 
-    def __init__(self, fetched: Iterator[_Fetched], crew: _Crew | None, bad_files: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        fetched: Iterator[_Fetched],
+        crew: _Crew | None,
+        reading: Callable[[], list[str]],
+        bad_files: dict[str, str] | None = None,
+    ) -> None:
         self.bad_files: dict[str, str] = {} if bad_files is None else bad_files
         self._fetched: Iterator[_Fetched] | None = fetched
         self._crew = crew
+        self.reading = reading
 
     def __iter__(self) -> Loader:
         return self
@@ -112,8 +120,16 @@ def build_loader(
     requests = batches(order, batch_size, start_position, world_size, rank)
     pin = pin_memory and torch.cuda.is_available()
     if n_workers == 0:
-        in_process = (_fetch(dataset, each) for each in requests)
-        return Loader(map(_pin, in_process) if pin else in_process, None, bad_files)
+        latest: list[int] = []
+
+        def note(index: int) -> None:
+            latest[:] = [index]
+
+        def reading() -> list[str]:
+            return [dataset.source(each) for each in latest]
+
+        in_process = (_fetch(dataset, each, note) for each in requests)
+        return Loader(map(_pin, in_process) if pin else in_process, None, reading, bad_files)
 
     dataset.prepare()
     crew = _Crew(dataset, n_workers)
@@ -131,7 +147,7 @@ def build_loader(
                 generator=torch.Generator(),  # its own, or it would draw from the run's
             )
         )
-    return Loader(fetched, crew, bad_files)
+    return Loader(fetched, crew, crew.files, bad_files)
 
 
 def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None) -> Iterator[Batch]:
@@ -178,7 +194,10 @@ class _Crew(TorchDataset[_Fetched]):
         self.reading = torch.full((n_workers, 2), -1, dtype=torch.int64).share_memory_()  # process id, index
 
     def start_worker(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which saves and then ends the workers
+        # Requests to stop are for the main process, which saves and then ends the workers.
+        for name in ("SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has not both
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
         self.reading[worker, 0] = multiprocessing.current_process().pid
 
     def __getitem__(self, requests: list[Request]) -> _Fetched:
@@ -194,6 +213,11 @@ class _Crew(TorchDataset[_Fetched]):
             return _Fetched({}, {}, error)
         except UserError as error:  # other kinds need not survive pickling
             return _Fetched({}, {}, DataError(str(error)))
+
+    def files(self) -> list[str]:
+        """What each worker reads, or has read last."""
+        noted = [(pid, index) for pid, index in self.reading.tolist() if pid >= 0 and index >= 0]
+        return [f"{self.dataset.source(index)} (worker process {pid})" for pid, index in noted]
 
     def death(self) -> str | None:
         """What happened, if a worker is dead."""

@@ -58,12 +58,15 @@ class ModelEma:
                 raise ValueError(f"'{name}' of the state dict is neither a parameter nor a buffer; its average cannot be kept")
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self, step: int, held: Tensor | bool = False) -> None:
         """Takes the network's present weights into the average; does not wait for the device.
 
         Args:
             step: number of completed optimiser steps, the one just made included. Only warm-up depends on it.
+            held: the network's update was held back, so the average stays as it is; may be a number on the device.
         """
+        if held is True:
+            return
         rate = min(self.rate, (1 + step) / (10 + step)) if self.warmup else self.rate
         averaged, live, copied, copied_live = [], [], [], []
         for average, slot in zip(self._averages, self._slots, strict=True):
@@ -73,6 +76,14 @@ class ModelEma:
             else:
                 copied.append(average)
                 copied_live.append(slot.tensor)
+        if isinstance(held, Tensor):  # a rate on the device: multi-tensor lerp takes none
+            made = held == 0
+            if averaged:
+                steps = torch._foreach_sub(live, averaged)
+                torch._foreach_mul_(steps, (1 - rate) * made.to(averaged[0].dtype))
+                torch._foreach_add_(averaged, steps)
+            _assign(copied, [torch.where(made, new, old) for new, old in zip(copied_live, copied, strict=True)])
+            return
         if averaged:
             torch._foreach_lerp_(averaged, live, 1 - rate)
         _assign(copied, copied_live)

@@ -1,21 +1,39 @@
-"""Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) end a run at a step boundary, after saving."""
+"""Ctrl-C, SIGTERM, SIGUSR1 (a batch system's warning) and the end of the terminal (SIGHUP) end a run at a step boundary.
+
+The run is saved before it ends.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has not all of them
+
+
+class Stopping(BaseException):
+    """Raised where a request to stop need not wait for the step boundary: there is one already."""
+
 
 class StopRequest:
-    """Context manager that turns the first SIGINT, SIGTERM or SIGHUP into a request; a second Ctrl-C stops at once."""
+    """Context manager that turns the first of these signals into a request; a second Ctrl-C stops at once.
+
+    Attributes:
+        signal: the first signal that came.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._interrupts = 0
+        self._waiting = False
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):  # no SIGHUP on Windows
+        for name in _NAMES:
+            number = getattr(signal, name, None)
             if number is None or signal.getsignal(number) is signal.SIG_IGN:  # nohup
                 continue
             try:
@@ -28,7 +46,28 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def ends_waiting(self) -> Iterator[None]:
+        """Inside, a request raises `Stopping` wherever the program is: only for waiting for what is then thrown away."""
+        self._waiting = True
+        try:
+            self.check()  # one that came just before
+            yield
+        finally:
+            self._waiting = False
+
+    def check(self) -> None:
+        """Raises `Stopping` if there is a request."""
+        if self.signal is not None:
+            self._waiting = False
+            raise Stopping
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        if self._waiting:
+            self.check()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -12,14 +13,17 @@ from dlas.context import Context
 from dlas.engine.buffers import BufferBackup
 from dlas.engine.cutting import Cutting
 from dlas.engine.ema import ModelEma
+from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, to_device
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
+from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 
 TRANSFER_FIX = (
     "Before any step has begun, networks, averages and optimiser states fill the device, or another process does: lower "
     "datasets.train.batch_size, take a smaller network or an optimiser with less state, or free the device"
 )
+StepErrorHandler: TypeAlias = Callable[[TrainingStep, list[MicroBatch], list[Context], Exception], None]
 
 
 class IterationRunner:
@@ -33,6 +37,8 @@ class IterationRunner:
         cutting: how batches are cut into micro-batches; an automatic one is changed when memory runs out.
         device: where everything runs.
         layout: memory format of images.
+        health: watches the steps' updates.
+        on_error: told of an error that a step raises, with its micro-batches as they were before it.
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class IterationRunner:
         cutting: Cutting,
         device: torch.device,
         layout: torch.memory_format,
+        health: HealthMonitor | None = None,
+        on_error: StepErrorHandler | None = None,
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -53,6 +61,8 @@ class IterationRunner:
         self.cutting = cutting
         self.device = device
         self.layout = layout
+        self.health = health
+        self.on_error = on_error
         self._focus: frozenset[str] | None = None
         losses = [each.loss for step in steps for each in step.losses]
         self._buffers = BufferBackup([*networks.values(), *losses]) if cutting.automatic else None
@@ -68,17 +78,23 @@ class IterationRunner:
         Returns:
             The micro-batches with everything that the steps wrote.
         """
+        STAGE.enter("transfer")
         positions = batch.pop("positions")
         with explained(f"moving a batch of {len(positions)} samples to {self.device}", TRANSFER_FIX):
             batch = to_device(batch, self.device, self.layout)
         parts = self.cutting.cut(batch, positions)
+        health = self.health
+        if health is not None:
+            health.begin()
         for step in self.steps:
-            if not step.runs(completed):
+            if not step.runs(completed) or (health is not None and health.holds(step, completed)):
                 continue
             self._focus_on(step)
             parts = self._run_step(step, parts, completed, log_gradients)
-        for ema in self.emas.values():
-            ema.update(completed + 1)
+        for name, ema in self.emas.items():
+            ema.update(completed + 1, health.held(name) if health is not None else False)
+        if health is not None:
+            health.finish(completed)
         return parts
 
     def _run_step(self, step: TrainingStep, parts: list[MicroBatch], completed: int, log_gradients: bool) -> list[MicroBatch]:
@@ -87,13 +103,19 @@ class IterationRunner:
             self._buffers.save()
         while True:
             contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
+            before = [MicroBatch(dict(part.state), part.share, part.positions) for part in parts]
             try:
-                step.run(parts, contexts, log_gradients)
+                with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():
+                    step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:
                 if self._buffers is None:
                     raise
                 shortage = error.with_traceback(None)
+            except Exception as error:
+                if self.on_error is not None:
+                    self.on_error(step, before, contexts, error)
+                raise
             self._buffers.restore()
             parts = self.cutting.halve(parts, shortage, completed)
             release_memory(self.device)

@@ -2,61 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Value(NamedTuple):
+    """A figure of one micro-batch, and the share of the batch that it speaks for."""
+
+    name: str
+    value: Tensor
+    weight: float
+
+
 class Meter:
-    """Collects scalar tensors without waiting for the device; `read` waits once for all of them."""
+    """Collects scalar tensors without waiting for the device; `read` waits once for all of them.
+
+    Values count as good unless somebody takes them out (`take`) and does not bring them back (`accept`).
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-        self._weights: dict[str, list[float]] = {}
+        self._values: list[Value] = []
+        self._new: list[Value] = []
 
     def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
         """Adds a detached scalar; `weight` is the micro-batch's share."""
-        if name not in self._values:
-            self._values[name], self._weights[name] = [], []
-        self._values[name].append(value)
-        self._weights[name].append(weight)
+        self._new.append(Value(name, value, weight))
 
-    def mark(self) -> dict[str, int]:
-        """How much there is of each name, for `rewind`."""
-        return {name: len(values) for name, values in self._values.items()}
+    def take(self) -> list[Value]:
+        """Takes out what was added since the last call."""
+        taken, self._new = self._new, []
+        return taken
 
-    def rewind(self, mark: Mapping[str, int]) -> None:
+    def accept(self, values: Iterable[Value]) -> None:
+        """Takes values into the averages."""
+        self._values += values
+
+    def mark(self) -> int:
+        """How much has been added, for `rewind`."""
+        return len(self._new)
+
+    def rewind(self, mark: int) -> None:
         """Takes back all that was added since `mark`."""
-        self._values = {name: self._values[name][:count] for name, count in mark.items()}
-        self._weights = {name: self._weights[name][:count] for name, count in mark.items()}
+        del self._new[mark:]
 
     def read(self) -> dict[str, float]:
         """The weighted mean of each name since the last call."""
-        if not self._values:
-            return {}
-        flat = self._flat().tolist()
-        means, start = {}, 0
-        for name, weights in self._weights.items():
-            values = flat[start : start + len(weights)]
-            means[name] = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-            start += len(weights)
-        self._values.clear()
-        self._weights.clear()
-        return means
+        self.accept(self.take())
+        values, self._values = self._values, []
+        return self.means(values)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was added since the last `read`, for a checkpoint; empty if nothing was. Does not wait for the device."""
-        if not self._values:
+        values = [*self._values, *self._new]
+        if not values:
             return {}
-        return {"weights": {name: list(weights) for name, weights in self._weights.items()}, "values": self._flat()}
+        names, _, weights = zip(*values, strict=True)
+        return {"names": list(names), "weights": list(weights), "values": _flat(values)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from a `state_dict`: the next `read` gives the bits that it would have given there."""
-        self._weights = {name: list(weights) for name, weights in state.get("weights", {}).items()}
-        values = iter(state["values"].to(device).unbind() if self._weights else ())
-        self._values = {name: [next(values) for _ in weights] for name, weights in self._weights.items()}
+        self._new = []
+        values = state["values"].to(device).unbind() if state else ()
+        self._values = [Value(*each) for each in zip(state.get("names", ()), values, state.get("weights", ()), strict=True)]
 
-    def _flat(self) -> Tensor:
-        return torch.stack([value.float() for values in self._values.values() for value in values])
+    @staticmethod
+    def means(values: list[Value]) -> dict[str, float]:
+        """The weighted mean of each name; waits for the device once."""
+        if not values:
+            return {}
+        sums: dict[str, list[float]] = {}
+        for each, number in zip(values, _flat(values).tolist(), strict=True):
+            total = sums.setdefault(each.name, [0.0, 0.0])
+            total[0] += number * each.weight
+            total[1] += each.weight
+        return {name: total / weight for name, (total, weight) in sums.items()}
+
+
+def _flat(values: list[Value]) -> Tensor:
+    return torch.stack([each.value.float() for each in values])

@@ -13,10 +13,12 @@ from dlas.config.schema import InjectorConfig, StepConfig
 from dlas.context import Context
 from dlas.engine.device import seed_micro_batch
 from dlas.engine.gate import Gate
+from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import UPDATE_FIX, StepOutOfMemoryError, explained, is_out_of_memory, reason
 from dlas.engine.precision import Precision
+from dlas.engine.stage import STAGE
 from dlas.errors import TrainingError
 from dlas.injectors import create_injector
 from dlas.injectors.base import Injector
@@ -136,6 +138,8 @@ class TrainingStep:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = precision.new_scaler()
         self.schedule: Schedule  # set by the trainer, which knows the length of the run
+        self.lr_factor = 1.0  # on top of the schedule
+        self.guard: UpdateGuard | None = None  # set by the health monitor; without one every update is made
         self.any_rank: Callable[[bool], bool] = bool  # whether a flag is set on any rank; set where there are several
         self.doing = ""  # for messages
 
@@ -147,6 +151,9 @@ class TrainingStep:
                 but in buffers that networks change in their forward pass, and can be run again, on smaller micro-batches.
         """
         self.schedule.apply(contexts[0].step)
+        if self.lr_factor != 1.0:
+            for group in self.optimizer.param_groups:  # the schedule sets the rate anew each time
+                group["lr"] *= self.lr_factor
         mark = self.meter.mark()
         shortage: StepOutOfMemoryError | None = None
         try:
@@ -166,6 +173,10 @@ class TrainingStep:
             with explained(f"the optimiser ({type(self.optimizer).__name__}) of step '{self.name}'", UPDATE_FIX):
                 self._update(log_gradients)
 
+    def updates(self, step: int) -> bool:
+        """Whether it updates its networks in the iteration after `step` completed ones."""
+        return self.runs(step) and self.trains(step) and any(each.gate(step) for each in self.losses)
+
     def _backpropagate(self, parts: list[MicroBatch], contexts: list[Context]) -> tuple[list[dict[str, Any]], bool]:
         """Forward and backward of all micro-batches: the new entries of each, and whether there are gradients."""
         trains = self.trains(contexts[0].step)
@@ -179,6 +190,7 @@ class TrainingStep:
         return written, backpropagated
 
     def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> tuple[dict[str, Any], bool]:
+        STAGE.enter("forward", self.name)
         state = State(part.state)
         with self.precision.autocast():
             for injector in self.injectors:
@@ -186,6 +198,7 @@ class TrainingStep:
                 state.update(injector(state, context))
             total = self._total_loss(state, context, part.share) if trains else None
         if total is not None:
+            STAGE.enter("backward", self.name)
             if not total.requires_grad:
                 raise TrainingError(
                     f"step '{self.name}': no loss that is on depends on a parameter of {' or '.join(self.trained)}; "
@@ -194,6 +207,8 @@ class TrainingStep:
             self.doing = "the backward pass"
             if part.share != 1.0:
                 total = total * part.share
+            if self.guard is not None:
+                self.guard.watch(total.detach())
             (total if self.scaler is None else self.scaler.scale(total)).backward()
         return {key: _detached(value) for key, value in state.items() if key not in part.state}, total is not None
 
@@ -215,15 +230,21 @@ class TrainingStep:
         return total
 
     def _update(self, log_gradients: bool) -> None:
-        if self.scaler is not None and (self.clip_norm or log_gradients):
+        STAGE.enter("optimizer", self.name)
+        guard = self.guard
+        if self.scaler is not None and (self.clip_norm or log_gradients or guard is not None):
             self.scaler.unscale_(self.optimizer)
-        if self.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-            self.meter.add(f"{self.name}/grad_norm", norm)
-        elif log_gradients:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            self.meter.add(f"{self.name}/grad_norm", nn.utils.get_total_norm(gradients))
-        if self.scaler is None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = None
+        if self.clip_norm or log_gradients or (guard is not None and guard.wants_norm):
+            norm = nn.utils.get_total_norm(gradients)
+            if self.clip_norm:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+            if self.clip_norm or log_gradients:
+                self.meter.add(f"{self.name}/grad_norm", norm)
+        if guard is not None:
+            guard.update(gradients, norm)
+        elif self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)

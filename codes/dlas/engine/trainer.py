@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from dlas.config import Config
+from dlas.config.schema import StepConfig
 from dlas.context import mix_seed
 from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
@@ -24,18 +25,22 @@ from dlas.engine.agreement import any_rank
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
+from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
-from dlas.engine.interrupt import StopRequest
+from dlas.engine.health import BadUpdate, Decision, HealthMonitor
+from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
+from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
+from dlas.engine.watchdog import Watchdog
 from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError
 from dlas.interop.state_dicts import load_into
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
@@ -43,6 +48,8 @@ from dlas.observe.pictures import comparison_sheet, grid
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
 from dlas.optim.schedules import build_schedule
+
+ADVICE = "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
 
 
 @dataclass
@@ -54,6 +61,7 @@ class Progress:
         samples: training samples taken.
         seconds: time spent in this and earlier sittings.
         best: best mean of each validation metric, by set and name, with its step.
+        rollbacks: how often the run was rolled back to a checkpoint after a bad update.
         validated: step of the latest validation; a request to stop puts one off that is due.
         bad_files: unusable files that were skipped, and why.
         resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
@@ -64,6 +72,7 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    rollbacks: int = 0
     validated: int = 0
     bad_files: dict[str, str] = field(default_factory=dict)
     resume_state: str | None = None
@@ -119,9 +128,7 @@ class Trainer:
         agreed = any_rank()
         for step, section in zip(self.steps, config.steps.values(), strict=True):
             step.any_rank = agreed
-            scheme = section.lr_scheme or self.settings.lr_scheme
-            options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
-            step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
+            self._set_schedule(step, section)
             for each in step.losses:
                 if step.runs.opens(self.settings.niter) and each.gate.opens(self.settings.niter):
                     each.loss.prepare(self.device)
@@ -134,6 +141,9 @@ class Trainer:
                 {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
             )
         self.cutting = Cutting.of(self.settings)
+        health = {name: section.health or self.settings.health for name, section in config.steps.items()}
+        self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device)
+        self.crashes = CrashReporter(config, self.folder.path)
         self.runner = IterationRunner(
             self.steps,
             self.networks,
@@ -142,6 +152,8 @@ class Trainer:
             cutting=self.cutting,
             device=self.device,
             layout=self.layout,
+            health=self.health,
+            on_error=self.crashes.report_error,
         )
         self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
@@ -152,6 +164,13 @@ class Trainer:
         self.last_validation = ""
         self._left_out: set[str] = set()  # files left out of validation, and visuals that cannot be shown: told of once
         self._not_shown: set[str] = set()
+
+    def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
+        for group in step.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        scheme = section.lr_scheme or self.settings.lr_scheme
+        options = {"type": scheme.type, **scheme.options} if scheme else {"type": "constant"}
+        step.schedule = build_schedule(options, step.optimizer, self.settings.niter, warmup_iter=self.settings.warmup_iter)
 
     # ------------------------------------------------------------------------------------------------------------ the loop
 
@@ -186,6 +205,7 @@ class Trainer:
                 with (
                     self._loader() as loader,
                     self.writer,
+                    self._watchdog(loader),
                     advising(self.config, self.networks, self.device),
                 ):
                     self._loop(loader, stop)
@@ -201,18 +221,21 @@ class Trainer:
         self.clock = _Clock(self.progress)
         with progress_bar(self.settings.niter, self.progress.step) as self.bar:
             started = self.progress.step
+            self._prepare_to_roll_back()
             try:
                 self.advance(loader, self.settings.niter, stop)
             except DataError:
                 # A complete step lies behind. A signal to the whole process group ends the workers too; it asks to stop.
+                self._attend_to_health(wait=True)
                 if self.progress.step > started:
                     self.save()
                 if stop.signal is None:
                     raise
                 return
+            self._attend_to_health(wait=True)
             self.clock.pause()
             if stop.signal is None:
-                self.validate()
+                self.validate(stop)
             self.save()
             self.writer.wait()
         self._report_end()
@@ -221,22 +244,30 @@ class Trainer:
         """Iterates until `target` completed iterations or a request to stop, logging, validating and saving on the way."""
         progress, logger = self.progress, self.config.logger
         if progress.step < target and self._owes_validation():
-            self.validate()
+            self.validate(stop)
         while progress.step < target and stop.signal is None:
             self.clock.waiting()
-            batch = next(loader)
+            STAGE.enter("data")
+            try:
+                with stop.ends_waiting():
+                    batch = next(loader)
+            except Stopping:
+                break
             self.clock.working()
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
             self.iterate(batch, log_gradients=log)
             self.writer.poll()
             self.bar.update()
+            validates = self._owes_validation() and progress.step < target
+            saves = progress.step % logger.save_checkpoint_freq == 0 and progress.step < target
+            if self._attend_to_health(wait=log or validates or saves):
+                progress = self.progress  # of the checkpoint that the run went back to
+                continue
             if log:
                 self._log()
-            if self._owes_validation() and progress.step < target and stop.signal is None:
-                self.validate()
-                if self.best.step(progress.best) == progress.step:
-                    self.save()
-            if progress.step % logger.save_checkpoint_freq == 0 and progress.step < target:
+            if validates and stop.signal is None:
+                self.validate(stop)
+            if saves:
                 self.save()
 
     def iterate(self, batch: dict[str, Any], log_gradients: bool = False) -> list[MicroBatch]:
@@ -256,15 +287,16 @@ class Trainer:
         self._saved = False
         progress.samples += sum(len(part.positions) for part in parts)
         visuals = self.config.logger.visuals
-        if visuals and progress.step % self.config.logger.visual_debug_rate == 0:
+        if visuals and progress.step % self.config.logger.visual_debug_rate == 0 and not self.health.bad_update(wait=True):
             self._write_visuals(parts[0])
         return parts
 
     # ------------------------------------------------------------------------------------------------- watching and saving
 
     def _log(self) -> None:
+        STAGE.enter("logging")
         values = self.meter.read()
-        self._stop_if_not_finite(values)
+        values.update(self.health.window())
         self._prepare_saving()
         for step in self.steps:
             values.update(step.learning_rates())
@@ -275,6 +307,8 @@ class Trainer:
             values["micro_batch_size"] = float(self.cutting.size(self.batch_size))
         if progress.bad_files:
             values["bad_files"] = float(len(progress.bad_files))
+        if progress.rollbacks:
+            values["rollbacks"] = float(progress.rollbacks)
         first = progress.step <= self.config.logger.print_freq
         self.recorder.train(progress.step, progress.samples, self.clock.seconds(), values)
         if first:
@@ -298,29 +332,95 @@ class Trainer:
         shown = {name: compact(value) for name, value in losses.items() if not name.endswith(("/lr", "/grad_norm"))}
         self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in shown.items()), self.last_validation]).strip(", "))
 
-    def _stop_if_not_finite(self, values: dict[str, float]) -> None:
-        scaled = self.precision.name == "fp16"  # the scaler skips steps whose gradients overflow, and says so in their norm
-        bad = [n for n, v in values.items() if not abs(v) < float("inf") and not (scaled and n.endswith("/grad_norm"))]
-        if bad:
-            self.writer.wait(patient=False)  # weights that it found not finite tell more
-            raise TrainingError(
-                f"not finite within the {self.config.logger.print_freq} steps up to {self.progress.step}: {', '.join(bad)}. "
-                f"Nothing was saved since; the newest checkpoint is {self.writer.newest or 'not there yet'}. "
-                "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
-            )
+    def _kept(self) -> str:
+        return f"Nothing was saved since; the newest checkpoint is {self.writer.newest or 'not there yet'}."
+
+    # -------------------------------------------------------------------------------------------------------- bad updates
+
+    def on_bad_update(self, bad: BadUpdate) -> str:
+        """Called for every bad update, before anything follows from it; returns what more there is to say of it."""
+        if bad.kind == "spike":  # all of it is finite, so there is nothing to look for
+            return ""
+        STAGE.enter("diagnosis", bad.step.name)
+        found = self.crashes.report_bad_update(bad.step, bad.parts, bad.contexts)
+        return f"cause: {found.cause.name}" if found is not None and found.cause is not None else ""
+
+    def _attend_to_health(self, wait: bool) -> bool:
+        """Does what the policies say about a bad update, if there was one; True if the run went back to a checkpoint."""
+        bad = self.health.bad_update(wait)
+        if bad is None:
+            return False
+        more = self.on_bad_update(bad)
+        decision = self.health.decide(bad, self.progress.rollbacks)
+        self.health.tell(bad, decision, more)
+        self.health.go_on()
+        if decision.action == "rollback":
+            self._roll_back()
+        elif decision.action == "stop":
+            self._stop(bad, decision)
+        return decision.action == "rollback"
+
+    def _stop(self, bad: BadUpdate, decision: Decision) -> NoReturn:
+        if decision.weights_good:
+            self.save()
+            self.writer.wait()
+            kept = "The state before it was saved, and the same command goes on from there."
+        else:
+            self.writer.wait(patient=False)
+            kept = self._kept()
+        raise TrainingError(f"{bad.describe()}: {decision.why}. {kept} {ADVICE}")
+
+    def _prepare_to_roll_back(self) -> None:
+        """Where a policy may go back, there is a checkpoint to go back to, of this very state."""
+        policies = {policy for each in self.health.settings.values() for policy in (each.non_finite, each.spike)}
+        newest = checkpoint.newest(self.folder.checkpoints) if "rollback" in policies else None
+        if "rollback" in policies and (newest is None or newest.name != str(self.progress.step)):
+            self.save()
+            self.writer.wait()
+
+    def _roll_back(self) -> None:
+        """Back to the newest checkpoint; the data go on from here, so that what made an update bad is not met again."""
+        STAGE.enter("checkpoint")
+        self.writer.wait()
+        found = checkpoint.newest(self.folder.checkpoints)
+        if found is None:
+            raise TrainingError(f"there is no undamaged checkpoint left to go back to in {self.folder.checkpoints}")
+        samples, rollbacks = self.progress.samples, self.progress.rollbacks + 1
+        for step, section in zip(self.steps, self.config.steps.values(), strict=True):
+            self._set_schedule(step, section)  # some of torch's cannot go back
+        self._take_over(checkpoint.load(found), found)
+        self.progress.samples, self.progress.rollbacks = samples, rollbacks
+        self.recorder.close()
+        self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
+        self.recorder = Recorder(self.folder.metrics, self.recorder.folder, self.progress.step, self.folder.check)
+        self.clock.jump(self.progress)
+        self.bar.update(self.progress.step - self.bar.n)
+        LOGGER.warning("back at step %d, from %s; the data go on behind sample %d", self.progress.step, found, samples)
 
     def _owes_validation(self) -> bool:
         step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
         return self.progress.validated < step and (step == niter or bool(val_freq and step % val_freq == 0))
 
-    def validate(self) -> None:
-        """Evaluates on every data set but `train`, and records figures and pictures."""
+    def validate(self, stop: StopRequest) -> None:
+        """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
         self.clock.pause()
+        STAGE.enter("eval")
+        try:
+            self._validate(stop)
+        except Stopping:
+            LOGGER.info("the validation at step %d is put off until the run goes on", self.progress.step)
+        else:
+            if self.best.step(self.progress.best) == self.progress.step:
+                self.save()
+        self.clock.resume()
+
+    def _validate(self, stop: StopRequest) -> None:
         for key, dataset in self.datasets.items():
             if key == "train":
                 continue
             name = self.config.datasets[key].name or key
-            show = partial(self._show, name, itertools.count())
+            stop.check()
+            show = partial(self._show, name, itertools.count(), stop)
             left_out: dict[str, str] = {}
             try:
                 means = self.evaluator.run(dataset, self.progress.step, show, left_out)
@@ -334,7 +434,6 @@ class Trainer:
             self._left_out |= left_out.keys()
         self.progress.validated = self.progress.step
         self._saved = False
-        self.clock.resume()
 
     def _record_validation(self, name: str, means: dict[str, float]) -> None:
         progress = self.progress
@@ -354,8 +453,10 @@ class Trainer:
         if words:
             self.last_validation = "val " + " ".join(words[0].split()[:2])
 
-    def _show(self, name: str, shown: Iterator[int], result: Evaluated) -> None:
+    def _show(self, name: str, shown: Iterator[int], stop: StopRequest, result: Evaluated) -> None:
+        stop.check()
         step = self.progress.step
+        STAGE.enter("eval", result.name)
         if self.config.eval.save_images:
             folder = self.folder.validation / name / result.name
             pictures = {"hq": result.target, "lq": result.input, self.config.eval.baseline: result.baseline}
@@ -395,6 +496,7 @@ class Trainer:
         if self._saved:
             return
         self.clock.pause()
+        STAGE.enter("checkpoint")
         self.recorder.flush()
         self.writer.save(self._snapshot(), self.best.step(self.progress.best))
         self._saved = True
@@ -416,7 +518,7 @@ class Trainer:
             {name: network.state_dict() for name, network in trained.items()},
             {name: ema.state_dict() for name, ema in self.emas.items()},
             asdict(self.progress),
-            {step.name: _step_state(step) for step in self.steps},
+            {step.name: {**_step_state(step), "health": self.health.state_dict(step.name)} for step in self.steps},
             self.meter.state_dict(),
             {name: [key for key, _ in network.named_parameters()] for name, network in trained.items()},
         )
@@ -448,16 +550,7 @@ class Trainer:
                 f"{', '.join(snapshot.optimizers)}). Networks or steps were renamed or added: give them their old names, or "
                 "start a new run (--resume never), with 'path.pretrain' for the weights"
             )
-        for name, tensors in snapshot.networks.items():
-            if name in self.networks:
-                load_into(self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
-        for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
-            ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
-        for step in self.steps:
-            _restore_step(step, snapshot.optimizers[step.name])
-        self.meter.load_state_dict(snapshot.meter, self.device)
-        self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
-        self.cutting.resume(self.progress.micro_batch_size)
+        self._take_over(snapshot, found)
         if goes_back:
             self.progress.resume_state = named
             checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
@@ -466,6 +559,20 @@ class Trainer:
         self._saved = not goes_back
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         LOGGER.info("going on from %s", found)
+
+    def _take_over(self, snapshot: checkpoint.Snapshot, found: Path) -> None:
+        """Networks, averages, steps and progress as they were."""
+        for name, tensors in snapshot.networks.items():
+            if name in self.networks:
+                load_into(self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
+        for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
+            ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
+        for step in self.steps:
+            _restore_step(step, snapshot.optimizers[step.name])
+            self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})
+        self.meter.load_state_dict(snapshot.meter, self.device)
+        self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
+        self.cutting.resume(self.progress.micro_batch_size)
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
 
@@ -481,6 +588,9 @@ class Trainer:
             prefetch_factor=section.prefetch_factor,
             bad_files=self.progress.bad_files,
         )
+
+    def _watchdog(self, loader: Loader) -> Watchdog:
+        return Watchdog(self.settings.watchdog, self.folder.log, lambda: self.progress.step, loader.reading)
 
     def _announce(self) -> None:
         config = self.config
@@ -510,6 +620,8 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
+        for line in self.health.summary():
+            LOGGER.warning("%s", line)
         if self.progress.bad_files:
             listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(self.progress.bad_files.items()))
             LOGGER.warning("%d unusable files were left out:\n%s", len(self.progress.bad_files), listing)
@@ -567,6 +679,12 @@ class _Clock:
     def seconds(self) -> float:
         """Time of the whole run, earlier sittings included."""
         return self._earlier + time.perf_counter() - self._start
+
+    def jump(self, progress: Progress) -> None:
+        """The run went to another step; rates are counted from there."""
+        self.pause()
+        self._wait = self._work = 0.0
+        self._lap_step, self._lap_samples = progress.step, progress.samples
 
     def lap(self, progress: Progress) -> dict[str, float]:
         """Rates since the last call."""

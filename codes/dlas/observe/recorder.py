@@ -40,7 +40,7 @@ class Recorder:
         self, metrics: Path, tensorboard: Path | None, start_step: int = 0, check: Callable[[], None] = lambda: None
     ) -> None:
         self._rows = RowFile(metrics, check)
-        self._folder = tensorboard
+        self.folder = tensorboard
         self._start_step = start_step
         self._check = check
         self._opened: SummaryWriter | None = None
@@ -96,7 +96,7 @@ class Recorder:
         self._close_tensorboard()
 
     def _tell(self, what: Callable[[SummaryWriter], None]) -> None:
-        if self._folder is None or time.monotonic() < self._closed_until:
+        if self.folder is None or time.monotonic() < self._closed_until:
             return
         try:
             if self._opened is None:
@@ -104,8 +104,8 @@ class Recorder:
 
                 self._check()
                 _keep_threads_quiet()
-                earlier = any(self._folder.glob("events.*"))
-                self._opened = SummaryWriter(str(self._folder), purge_step=self._start_step + 1 if earlier else None)
+                earlier = any(self.folder.glob("events.*"))
+                self._opened = SummaryWriter(str(self.folder), purge_step=self._start_step + 1 if earlier else None)
             what(self._opened)
         except OSError as error:
             if not self._told:

@@ -7,20 +7,18 @@ import os
 import platform
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from dlas.config import Config, to_plain
-from dlas.errors import TrainingError
 from dlas.observe import disk
 from dlas.observe.console import LOGGER
+from dlas.observe.lock import locked
 
 _PACKAGES = ("dlas", "torch", "numpy", "safetensors", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn")
 
@@ -80,21 +78,7 @@ class RunFolder:
         Raises:
             TrainingError: another process has it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("a") as file:
-            # The lock belongs to whoever has the file open. Data workers outlive a killed run by seconds: they close it.
-            if hasattr(os, "register_at_fork"):  # not on Windows
-                os.register_at_fork(after_in_child=partial(_close_quietly, weakref.ref(file)))
-            try:
-                import fcntl  # not on Windows, which goes without
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TrainingError(
-                    f"another process is training in {self.path}; wait for its end, or give this run another 'name'"
-                ) from error
-            except (ImportError, OSError):  # some network file systems have no locks
-                pass
+        with locked(self.path.with_name(f".{self.path.name}.lock"), f"training in {self.path}"):
             yield
 
     def describe(self, config: Config, source: Path | None, device: str) -> None:
@@ -104,7 +88,7 @@ class RunFolder:
             disk.replace_text(self.path / "config.yml", source.read_bytes())
         resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
         disk.replace_text(self.path / "config.resolved.yml", resolved)
-        disk.replace_text(self.path / "environment.json", json.dumps(_environment(device), indent=1))
+        disk.replace_text(self.path / "environment.json", json.dumps(environment(device), indent=1))
 
     def forget_after(self, step: int, validated: bool = True) -> None:
         """Drops the rows of metrics.jsonl that lie after `step`: the run goes on from there and will write them again.
@@ -130,13 +114,8 @@ def _is_row_up_to(last: dict[str, int], line: str) -> bool:
         return False
 
 
-def _close_quietly(reference: weakref.ref[TextIO]) -> None:
-    file = reference()
-    if file is not None:
-        file.close()
-
-
-def _environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
+    """Versions, device and command, as in environment.json."""
     versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
