@@ -15,7 +15,7 @@ from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.precision import Precision
-from dlas.errors import CheckpointError
+from dlas.errors import CheckpointError, printable
 from dlas.interop.state_dicts import load_into
 from dlas.observe.console import LOGGER
 
@@ -59,7 +59,7 @@ def run_test(config: Config) -> dict[str, TestResult]:
 
         means = evaluator.run(dataset, 0, keep, bad_files)
         for path, reason in bad_files.items():
-            LOGGER.warning("left out %s: %s", path, reason)
+            LOGGER.warning("left out %s: %s", printable(path), reason)
         results[name] = TestResult(folder, pictures, means)
         _write_table(results[name])
     return results

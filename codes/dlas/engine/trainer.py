@@ -31,7 +31,7 @@ from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.step import TrainingStep
-from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError
+from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError, printable
 from dlas.interop.state_dicts import load_into
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
 from dlas.observe.pictures import comparison_sheet, grid
@@ -289,7 +289,7 @@ class Trainer:
             self._record_validation(name, self.evaluator.run(dataset, self.progress.step, show, left_out))
             for path, reason in left_out.items():
                 if path not in self._left_out:
-                    LOGGER.warning("left out of validation: %s: %s", path, reason)
+                    LOGGER.warning("left out of validation: %s: %s", printable(path), reason)
             self._left_out |= left_out.keys()
         self.clock.resume()
 
@@ -437,7 +437,7 @@ class Trainer:
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
         if loader.bad_files:
-            listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(loader.bad_files.items()))
+            listing = "\n".join(f"  {printable(path)}: {reason}" for path, reason in sorted(loader.bad_files.items()))
             LOGGER.warning("%d unusable files were left out:\n%s", len(loader.bad_files), listing)
 
 

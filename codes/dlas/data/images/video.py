@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from dlas.data.base import BadSample, Dataset, Request, Sample
 from dlas.data.images.files import to_tensor
+from dlas.data.inventory import Inventory, Item
 from dlas.errors import ConfigurationError, DataError
 from dlas.registry import DATASETS
 from dlas.types import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -66,6 +69,11 @@ class VideoFrames(Dataset):
         self.multiple = force_multiple
         self._next = 0
 
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        found = cls(phase, **options)  # only the file knows its frames
+        return Inventory([Item({"video": found.path}, tuple(found.frames))])
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -85,3 +93,23 @@ class VideoFrames(Dataset):
         padded = np.zeros((height, width, 3), np.uint8)
         padded[: image.shape[0], : image.shape[1]] = image[:, :, ::-1]
         return {"lq": to_tensor(padded), "path": self.source(request.index), "name": f"{request.index:06d}"}
+
+
+def first_unreadable(path: Path, frames: Sequence[int]) -> tuple[int | None, tuple[int, int]]:
+    """Decodes a video once from its start.
+
+    Args:
+        path: the video.
+        frames: the frames that are needed, in ascending order.
+
+    Returns:
+        The first of `frames` that cannot be decoded, or None; and height and width of the pictures.
+    """
+    video = cv2.VideoCapture(str(path))
+    try:
+        for frame in range(frames[-1] + 1):
+            if not video.grab() or (frame == frames[0] and not video.retrieve()[0]):
+                return frame, (0, 0)
+        return None, (int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(video.get(cv2.CAP_PROP_FRAME_WIDTH)))
+    finally:
+        video.release()
