@@ -8,8 +8,8 @@ from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 RESOLUTION = 0.05
-"""Step of the estimate in pixels. On the built-in photographs it is within 0.1 for shifts of up to 3 pixels; and so it is without a
-shift for bilinear and area interpolation, JPEG of quality 40, and noise of 25/255."""
+"""Step of the estimate in pixels. On the built-in photographs it is within 0.1 for shifts of up to 3 pixels, and
+without a shift for bilinear and area interpolation, JPEG of quality 40, and noise of 25/255."""
 
 _SMALLEST = 16
 _LARGEST = 512  # the middle of larger images is enough, and quick

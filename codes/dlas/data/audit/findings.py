@@ -44,7 +44,7 @@ KINDS = {
     "shifted": Kind(
         "error",
         "low-quality image is shifted against the high-quality one",
-        "align them, or make them again by a resize that keeps the picture in place (antialiased bicubic; not every n-th pixel)",
+        "align them, or make them again by a resize that keeps the picture in place (antialiased bicubic)",
     ),
     "leak": Kind("error", "also in the training set", "remove them from the training set: figures on them mean nothing"),
     "near_leak": Kind(

@@ -127,6 +127,9 @@ def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             array = _decode_sixteen_bits(data) if sixteen_bits else _decode_eight_bits(image)
             description = describe(image, path, len(data))
+        except MemoryError as error:
+            size = f"{image.width} x {image.height} pixels"
+            raise BadSample(path, f"does not fit into memory ({size}); cut it into parts or use fewer n_workers") from error
         except Exception as error:  # each of Pillow's decoders has its own idea of what to raise
             raise _broken(path, data, error) from error
     return np.ascontiguousarray(_upright(array, orientation)), description

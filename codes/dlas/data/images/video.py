@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ class VideoFrames(Dataset):
         start_at_seconds: time of the first frame.
         end_at_seconds: time after the last frame; by default the end of the video, and never after it.
         force_multiple: frames are filled up with black at the right and bottom until their sides are multiples of this.
+        on_bad_file: `error` stops at a frame that cannot be decoded; `skip` leaves it out and reports it.
 
     Raises:
         ConfigurationError: it is to be trained on, or the span is empty.
@@ -48,6 +49,7 @@ class VideoFrames(Dataset):
         start_at_seconds: NonNegativeFloat = 0.0,
         end_at_seconds: PositiveFloat | None = None,
         force_multiple: PositiveInt = 1,
+        on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         if phase == "train":
             raise ConfigurationError("video_frames has no true pictures, so it cannot be trained on")
@@ -67,6 +69,7 @@ class VideoFrames(Dataset):
                 f"no frame lies between start_at_seconds {start_at_seconds} and the end at {end:.3f} seconds; lower the start"
             )
         self.multiple = force_multiple
+        self.on_bad_file = on_bad_file
         self._next = 0
 
     @classmethod
