@@ -126,7 +126,7 @@ def load(path: Path) -> Snapshot:
     """
     fault = find_fault(path)
     if fault:
-        raise CheckpointError(f"checkpoint {path}: {fault}")
+        raise CheckpointError(f"checkpoint {path}: {fault}{_what_was_meant(path)}")
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     networks, emas = {}, {}
     for file in sorted(path.glob("*.safetensors")):
@@ -161,6 +161,15 @@ def find_fault(path: Path) -> str | None:
         if _fingerprint(file) != expected:
             return f"{name} is damaged: its sha256 is not the one in {MANIFEST}"
     return None
+
+
+def _what_was_meant(path: Path) -> str:
+    """The likely intention behind a path that is no checkpoint folder."""
+    if path.is_file():
+        return "; this is a file, and a folder <run>/checkpoints/<step> is expected (for weights alone: path.pretrain)"
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = sorted((each.name for each in folder.glob("[0-9]*") if (each / MANIFEST).is_file()), key=len)
+    return f"; name one of the checkpoints in it, for instance {folder / steps[-1]}" if steps else ""
 
 
 def newest(folder: Path) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlas.config import Config
 from dlas.data.audit import NamedInventory
-from dlas.engine.build import with_scale
+from dlas.engine.options import with_scale
 from dlas.errors import ConfigurationError, UserError
 from dlas.registry import DATASETS
 

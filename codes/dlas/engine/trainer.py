@@ -25,6 +25,7 @@ from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.fitting import load_weights
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.meter import Meter
@@ -32,7 +33,6 @@ from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.step import TrainingStep
 from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError, printable
-from dlas.interop.state_dicts import load_into
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
 from dlas.observe.pictures import comparison_sheet, grid
 from dlas.observe.recorder import Recorder
@@ -382,7 +382,7 @@ class Trainer:
             )
         for name, tensors in snapshot.networks.items():
             if name in self.networks:
-                load_into(self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
+                load_weights(self.config, name, self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
         for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
             ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
         for step in self.steps:

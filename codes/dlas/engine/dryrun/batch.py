@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlas.config import Config
 from dlas.data.base import Dataset, Request, Sample, TensorSpec, stack_samples
-from dlas.engine.build import build_dataset, with_scale
+from dlas.engine.build import build_dataset
+from dlas.engine.options import with_scale
 from dlas.registry import DATASETS
 
 
