@@ -131,7 +131,7 @@ def _group(kind: str, findings: Sequence[Finding], examples: int) -> list[str]:
     for finding in findings[:examples]:
         file = f"{printable(finding.files[0])}: " if finding.files else ""
         lines.append(f"{indent}{file}{finding.detail}")
-    if len(findings) > examples:
+    if len(findings) > examples > 0:
         lines.append(f"{indent}and {len(findings) - examples} more")
     lines.append(f"{indent}{'so' if facts.severity == 'note' else 'fix'}: {facts.fix}")
     return lines
