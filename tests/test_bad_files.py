@@ -68,6 +68,17 @@ MODES = {
     "paired_lq": ("train", {"mode": "paired_images", "dataroot_gt": "hq", "dataroot_lq": "lq", "scale": 4, "target_size": 32}),
     "paired_val": ("val", {"mode": "paired_images", "dataroot_gt": "hq", "scale": 4}),
     "fullimage": ("val", {"mode": "fullimage", "dataroot_GT": "hq", "scale": 4}),
+    "degraded": (
+        "train",
+        {
+            "mode": "degraded_images",
+            "dataroot_gt": "hq",
+            "scale": 4,
+            "target_size": 32,
+            "degradation_size": 32,
+            "degradation": {"type": "realesrgan"},
+        },
+    ),
     "inputs": ("val", {"mode": "input_images", "dataroot": "hq"}),
     "imagefolder": ("train", {"mode": "imagefolder", "paths": "hq", "scale": 4}),
     "tiles": ("train", {"mode": "single_image_extensible", "paths": "hq", "scale": 4, "target_size": 32}),

@@ -24,6 +24,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the findings. Returns 1 if there are errors among them."""
+    try:
+        return _audit(arguments)
+    except KeyboardInterrupt:
+        print("stopped; no report was written", file=sys.stderr)
+        return 130
+
+
+def _audit(arguments: argparse.Namespace) -> int:
     config = load(arguments.opt, arguments.set, arguments.mode)
     from dlas.data.audit import audit, render, write_report
     from dlas.data.audit.report import check_report_path
@@ -35,12 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     named = inventories(config)
     total = sum(len(each.inventory.items) for each in named if each.inventory is not None)
     workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
-    try:
-        with progress_bar(total, 0) as bar:
-            result = audit(named, workers, bar.update)
-    except KeyboardInterrupt:
-        print("stopped; no report was written", file=sys.stderr)
-        return 130
+    with progress_bar(total, 0) as bar:
+        result = audit(named, workers, bar.update)
     if arguments.report is not None:
         write_report(result, arguments.report)
     print(render(result, arguments.examples))
