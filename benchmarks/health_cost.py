@@ -4,10 +4,10 @@
 
 The network, batch and optimiser of options/train_x.yml, on data in memory. What is added does not depend on the size of the
 batch, only on the network's tensors, so it is measured on a batch of one small picture, where a step is short: single steps
-with and without in turn in one process and on one thread, the order changing every round, in processor time, which other load on
+with and without in turn in one process and on one thread, the order changing each round, in processor time, which other load on
 the machine disturbs least. Prints one JSON line per case: the median over rounds of the paired difference in microseconds, with
 quartiles; the difference of the lower deciles, which load disturbs less still; and what percentage the larger of the two is of
-the quick start's own step. That step is measured in processor time on one thread too and divided by the number of threads, as if
+the quick start's own step. That step is measured in processor time on one thread too and divided by the number of threads as if
 they shared the work perfectly, so the percentage is an upper bound.
 
     checks           flags, guarded update and bookkeeping of the default policy

@@ -33,3 +33,8 @@ class MissingPackageError(UserError):
     def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
         how = f"pip install 'dlas[{extra}]'" if extra else f"pip install {package}"
         super().__init__(f"{purpose} needs the package '{package}', which cannot be imported here. Install it: {how}")
+
+
+def printable(text: object) -> str:
+    """Text on one line that any terminal and file takes: line breaks, control characters and undecodable bytes as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -70,6 +70,11 @@ class Entry:
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
 
+    def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments that YAML options stand for, defaults filled in."""
+        defaults = {p.name: p.default for p in self.parameters if not p.required}
+        return {**defaults, **{python_name(key, self): value for key, value in options.items()}}
+
 
 def yaml_name(python_name: str) -> str:
     """`in_` -> `in`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ COMMANDS = {
     "test": "run and measure trained networks on images",
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
+    "data": "look at data sets: audit",
     "list": "list what is registered, or the options of one name",
     "replay": "run the step of a crash bundle again and say what goes wrong",
     "convert-config": "convert an option file of BasicSR or traiNNer-redux",
@@ -68,6 +70,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, program: str | Non
     )
     command.arguments(parser)
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that the terminal cannot show must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = command.run(arguments)
     except UserError as error:

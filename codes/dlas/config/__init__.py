@@ -38,8 +38,13 @@ def check(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = N
     return _load(Path(path), overrides, mode)[1]
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode = "train") -> Config:
+def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = "train") -> Config:
     """The configuration in a file.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b.c=value` texts, applied on top of the file.
+        mode: what the file is for; None finds out as `check` does.
 
     Raises:
         ConfigurationError: the file has errors; the message lists all of them.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dlas.context import mix_seed
-from dlas.errors import ConfigurationError, DataError
+from dlas.data.inventory import Inventory
+from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
 
 Sample = dict[str, Any]
@@ -35,7 +36,7 @@ class BadSample(DataError):  # noqa: N818  # it is the sample that is bad; the p
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{printable(self.path)}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,23 @@ class Dataset:
 
         Raises:
             ConfigurationError: the options contradict each other.
+        """
+        return None
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory | None:
+        """The files that the data set would read, for `dlas data audit`. No file is opened.
+
+        Args:
+            phase: as for the constructor.
+            options: all of its options, defaults filled in.
+
+        Returns:
+            The files; None for a data set that has no image files, or does not tell.
+
+        Raises:
+            ConfigurationError: the options contradict each other.
+            DataError: a folder is missing or empty.
         """
         return None
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dlas.data.base import BadSample, Dataset, Request, Sample
 from dlas.data.sampler import SampleOrder, batches
-from dlas.errors import DataError, UserError
+from dlas.errors import DataError, UserError, printable
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Loader:
         for path, reason in fetched.bad_files.items():
             if path not in self.bad_files:
                 self.bad_files[path] = reason
-                _LOG.warning("skipped bad file %s: %s", path, reason)
+                _LOG.warning("skipped bad file %s: %s", printable(path), reason)
         return fetched.batch
 
     def close(self) -> None:
@@ -281,8 +281,8 @@ def _with_hint(error: BadSample) -> BadSample:
 
 
 def _all_bad(dataset: Dataset, bad_files: Mapping[str, str]) -> str:
-    path, reason = next(iter(bad_files.items()))
-    return f"all {len(dataset)} samples of the dataset are unusable, for example {path}: {reason}; mend the files or the paths"
+    example = BadSample(*next(iter(bad_files.items())))
+    return f"all {len(dataset)} samples of the dataset are unusable, for example {example}; mend the files or the paths"
 
 
 def _unchanged(fetched: _Fetched) -> _Fetched:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from dlas.archs import create_network
 from dlas.config import Config
-from dlas.config.schema import Component
 from dlas.data.base import Dataset, create_dataset
 from dlas.engine.device import memory_format
+from dlas.engine.fitting import load_weights
+from dlas.engine.options import with_scale
 from dlas.engine.out_of_memory import explained
 from dlas.errors import ConfigurationError
-from dlas.interop.state_dicts import load_into, read_state_dict
+from dlas.interop.state_dicts import read_state_dict
 from dlas.observe.console import LOGGER
 
 _TOO_LARGE = "Take a smaller network, free memory that other processes hold, or use a device with more"
-
-
-def with_scale(section: Component, scale: int) -> dict[str, Any]:
-    """A component's options, with the file's `scale` for one that takes a scale and is not told."""
-    takes_scale = section.REGISTRY.find(section.component).parameter("scale") is not None
-    return {"scale": scale, **section.options} if takes_scale else dict(section.options)
 
 
 def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]:
@@ -48,7 +41,8 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
             raise ConfigurationError(f"{section.mark}: {error}") from error
         if name in config.path.pretrain:
             file = config.path.pretrain[name]
-            skipped = load_into(network, read_state_dict(file), source=file, strict=config.path.strict_load)
+            weights = read_state_dict(file)
+            skipped = load_weights(config, name, network, weights, source=file, strict=config.path.strict_load)
             if skipped:
                 LOGGER.warning(
                     "%s: %d entries of %s do not fit and were left out: %s", name, len(skipped), file, ", ".join(skipped[:5])

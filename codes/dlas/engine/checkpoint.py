@@ -181,7 +181,7 @@ def load(path: Path) -> Snapshot:
     """
     fault = find_fault(path)
     if fault:
-        raise CheckpointError(f"checkpoint {path}: {fault}")
+        raise CheckpointError(f"checkpoint {path}: {fault}{_what_was_meant(path)}")
     networks, emas = {}, {}
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -238,6 +238,15 @@ def _find_fault(path: Path) -> str | None:
         if file.name not in files and file.name != MANIFEST and not file.name.startswith("."):  # systems leave such files
             return f"{file.name} does not belong to it: {MANIFEST} does not list it"
     return None
+
+
+def _what_was_meant(path: Path) -> str:
+    """The likely intention behind a path that is no checkpoint folder."""
+    if path.is_file():
+        return "; this is a file, and a folder <run>/checkpoints/<step> is expected (for weights alone: path.pretrain)"
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    complete = [each for each in steps_in(folder).values() if (each / MANIFEST).is_file()]
+    return f"; name one of the checkpoints in it, for instance {complete[-1]}" if complete else ""
 
 
 def _sha256(path: Path) -> str:

@@ -14,9 +14,9 @@ from dlas.engine import checkpoint
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device
 from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.fitting import load_weights
 from dlas.engine.precision import Precision
-from dlas.errors import CheckpointError
-from dlas.interop.state_dicts import load_into
+from dlas.errors import CheckpointError, printable
 from dlas.observe.console import LOGGER
 
 
@@ -59,7 +59,7 @@ def run_test(config: Config) -> dict[str, TestResult]:
 
         means = evaluator.run(dataset, 0, keep, bad_files)
         for path, reason in bad_files.items():
-            LOGGER.warning("left out %s: %s", path, reason)
+            LOGGER.warning("left out %s: %s", printable(path), reason)
         results[name] = TestResult(folder, pictures, means)
         _write_table(results[name])
     return results
@@ -88,7 +88,7 @@ def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
                 )
             continue  # frozen in training: built with its pretrained weights
         file = found / (f"{name}.ema.safetensors" if averaged else f"{name}.safetensors")
-        load_into(network, tensors, source=str(file))
+        load_weights(config, name, network, tensors, source=str(file))
         LOGGER.info("%s from %s", name, file)
 
 

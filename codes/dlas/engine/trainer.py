@@ -30,6 +30,7 @@ from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.fitting import load_weights
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
@@ -41,8 +42,7 @@ from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 from dlas.engine.watchdog import Watchdog
-from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError
-from dlas.interop.state_dicts import load_into
+from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError, printable
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
 from dlas.observe.pictures import comparison_sheet, grid
 from dlas.observe.recorder import Recorder
@@ -430,7 +430,7 @@ class Trainer:
             self._record_validation(name, means)
             for path, reason in left_out.items():
                 if path not in self._left_out:
-                    LOGGER.warning("left out of validation: %s: %s", path, reason)
+                    LOGGER.warning("left out of validation: %s: %s", printable(path), reason)
             self._left_out |= left_out.keys()
         self.progress.validated = self.progress.step
         self._saved = False
@@ -564,7 +564,7 @@ class Trainer:
         """Networks, averages, steps and progress as they were."""
         for name, tensors in snapshot.networks.items():
             if name in self.networks:
-                load_into(self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
+                load_weights(self.config, name, self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
         for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
             ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
         for step in self.steps:
@@ -623,7 +623,7 @@ class Trainer:
         for line in self.health.summary():
             LOGGER.warning("%s", line)
         if self.progress.bad_files:
-            listing = "\n".join(f"  {path}: {reason}" for path, reason in sorted(self.progress.bad_files.items()))
+            listing = "\n".join(f"  {printable(path)}: {reason}" for path, reason in sorted(self.progress.bad_files.items()))
             LOGGER.warning("%d unusable files were left out:\n%s", len(self.progress.bad_files), listing)
 
 

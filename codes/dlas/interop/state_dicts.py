@@ -5,9 +5,11 @@ No file is trusted: safetensors holds no code, and PyTorch's pickles are read wi
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dlas.errors import CheckpointError
+from dlas.interop.mismatch import likely_reason, listing, shapes, some
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model")
 """Entries under which training programs keep the weights, the preferred first (averaged weights before plain ones)."""
@@ -24,31 +27,35 @@ CONTAINERS = ("params_ema", "params", "state_dict", "model")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "net.")
 """What DistributedDataParallel, torch.compile and some training programs put before every name."""
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt")
+ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
-NAMED_IN_MESSAGES = 4
-"""Entries listed of each kind of mismatch."""
+_DEEPEST = 3  # levels of names at which a network is looked for in a larger program
+_LOG = logging.getLogger(__name__)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint file.
 
     Args:
-        path: a .safetensors, .pth, .pt or .ckpt file.
+        path: a .safetensors, .pth, .pt, .ckpt or .bin file.
 
     Returns:
         Tensors by name on the CPU, taken out of a training program's container, without a prefix that all names share.
+        A container is an entry named in `CONTAINERS`, or the only entry that holds tensors by name.
 
     Raises:
         CheckpointError: there is no such file, it is not a checkpoint or damaged, it holds code, or it holds no weights.
     """
     path = Path(path)
+    ending = path.suffix.lower()
+    if path.is_dir():
+        raise CheckpointError(f"{path}: this is a folder; {_files_in(path)}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a checkpoint ({', '.join(ENDINGS)}) was expected. Check the path")
     start = _start_of(path)
-    if path.suffix == ".safetensors":
+    if ending == ".safetensors":
         loaded: Any = _read_safetensors(path, start)
-    elif path.suffix in ENDINGS:
+    elif ending in ENDINGS:
         loaded = _read_pickle(path, start)
     else:
         raise CheckpointError(f"{path}: unknown kind of file '{path.suffix}'; expected one of {', '.join(ENDINGS)}")
@@ -69,30 +76,84 @@ def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
         `state_dict` for which the network has no place. Otherwise nothing.
 
     Raises:
-        CheckpointError: names or shapes differ (`strict`), or nothing at all fits.
+        CheckpointError: names, shapes or types differ (`strict`), nothing at all fits, or parameters are not finite.
     """
     own = network.state_dict()
-    rename = getattr(network, "rename_state_dict", None)
-    given = _with_prefix_of(own, rename(dict(state_dict)) if rename is not None else dict(state_dict))
+    given, prefix = translated(network, own, state_dict)
+    if prefix:
+        _LOG.info("%s: the network's weights are those named %s*", source, prefix)
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
     misshapen = [name for name in own if name in given and own[name].shape != given[name].shape]
-    fitting = {name: given[name] for name in own if name in given and name not in set(misshapen)}
-    if (strict and (missing or unexpected or misshapen)) or not fitting:
+    mistyped = [name for name in own if name in given and own[name].is_floating_point() > given[name].is_floating_point()]
+    unfit = {*misshapen, *mistyped}
+    fitting = {name: given[name] for name in own if name in given and name not in unfit}
+    if (strict and (missing or unexpected or unfit)) or not fitting:
         lines = [
-            f"{source} does not fit the network {type(network).__name__}: {_likely_reason(own, given)}",
-            *_listing("missing in the file", missing),
-            *_listing("not in the network", unexpected),
-            *_listing("of another shape", [_shapes(name, own, given) for name in misshapen]),
+            f"{source} does not fit the network {type(network).__name__}: {likely_reason(own, given)}",
+            *listing("missing in the file", missing),
+            *listing("not in the network", unexpected),
+            *listing("of another shape", [shapes(name, own, given) for name in misshapen]),
+            *listing("of another type", [f"{name} {given[name].dtype} instead of {own[name].dtype}" for name in mistyped]),
         ]
         raise CheckpointError("\n  ".join(lines))
+    _refuse_bad_values(network, fitting, source)
     network.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting] + unexpected
 
 
+def fits(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether `load_into` would take every entry; the network may be without memory (device "meta")."""
+    own = network.state_dict()
+    given, _ = translated(network, own, state_dict)
+    return own.keys() == given.keys() and all(own[name].shape == given[name].shape for name in own)
+
+
+def translated(
+    network: nn.Module, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str]:
+    """The entries under the network's present names; and the prefix of those taken, if they are a part of a larger program."""
+    rename = getattr(network, "rename_state_dict", None) or dict
+    given = _with_prefix_of(own, rename(dict(state_dict)))
+    if not own.keys() & given.keys():
+        return _part_of_a_whole(own, state_dict, rename) or (given, "")
+    return given, ""
+
+
+def _refuse_bad_values(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Of parameters only: a buffer may well hold an infinity, as masks of attention do."""
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    bad = [name for name, value in weights.items() if name in parameters and not bool(value.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            f"{source} holds weights that are not finite in {len(bad)} of {len(weights)} entries: {some(bad)}. "
+            "The training that wrote it had failed by then: take an older checkpoint, or download it again"
+        )
+
+
+def _part_of_a_whole(
+    own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], str] | None:
+    """The network's entries in the weights of a program that holds it under a name: `generator.conv_first.weight`, ..."""
+    prefixes = dict.fromkeys(name[: dot.end()] for name in state_dict for dot in list(re.finditer(r"\.", name))[:_DEEPEST])
+    for prefix in prefixes:
+        part = rename({name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)})
+        if own.keys() <= part.keys():
+            return part, prefix
+    return None
+
+
+def _files_in(folder: Path) -> str:
+    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    return f"name one of the files in it: {some(files)}" if files else f"expected a checkpoint file ({', '.join(ENDINGS)})"
+
+
 def _start_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(256)
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check its permissions and the disk") from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; a checkpoint was expected. Copy or download it again")
     if start.lstrip().startswith(b"<"):
@@ -126,10 +187,17 @@ def _read_pickle(path: Path, start: bytes) -> Any:
             "Check the path, or download it again"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is told below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes surface as errors of many types (RuntimeError, EOFError, struct.error, ...)
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
             raise CheckpointError(_refusal(path, found[1])) from error
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"Unsupported operand (\d+)", str(error))):
+            raise CheckpointError(
+                f"{path}: refused: it was not written by torch.save, or holds more than tensors and plain values "
+                f"(pickle instruction {found[1]}). {_how_to_convert(path)}"
+            ) from error
         if "TorchScript" in str(error):
             raise CheckpointError(f"{path}: this is a TorchScript program, not weights. {_how_to_convert(path)}") from error
         raise CheckpointError(
@@ -155,6 +223,7 @@ def _how_to_convert(path: Path) -> str:
 def _unpack(loaded: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
+        inner = _only_network(loaded, path) if inner is None else inner
         if inner is None:
             break
         loaded = inner
@@ -164,9 +233,38 @@ def _unpack(loaded: Any, path: Path) -> dict[str, Tensor]:
     if not loaded:
         raise CheckpointError(f"{path}: holds no weights; {expected}")
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if others and any("optim" in name or name == "param_groups" for name in others):
+        raise CheckpointError(
+            f"{path}: this is the state of an optimiser or of a training run ({some(others)}), without weights; name the file "
+            f"with the network's weights, which training programs write beside it. {expected[0].upper()}{expected[1:]}"
+        )
     if others:
-        raise CheckpointError(f"{path}: holds entries that are not tensors ({_some(others)}); {expected}")
-    return {str(name): value.detach() for name, value in loaded.items()}
+        raise CheckpointError(f"{path}: holds entries that are not tensors ({some(others)}); {expected}")
+    return {str(name): _plain(str(name), value, path) for name, value in loaded.items()}
+
+
+def _only_network(loaded: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] | None:
+    """The one entry that holds tensors by name, in a file that holds something else besides."""
+    if any(isinstance(value, Tensor) for value in loaded.values()):
+        return None
+    found = [name for name, value in loaded.items() if _is_state_dict(value)]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path}: holds the weights of several networks: {some([str(name) for name in found])}. Save the one you mean: "
+            f"torch.save(torch.load('{path.name}', weights_only=True)['{found[0]}'], '{path.stem}_{found[0]}.pth')"
+        )
+    return loaded[found[0]] if found else None
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+
+
+def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
+    if tensor.is_meta or tensor.is_quantized:
+        kind = "has no values (it was saved from the device 'meta')" if tensor.is_meta else "is quantised"
+        raise CheckpointError(f"{path}: '{name}' {kind}; save plain floating-point weights")
+    return tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
 
 
 def _without_wrapper_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,48 +281,3 @@ def _with_prefix_of(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict
         if own and all(name.startswith(prefix) for name in own) and not any(name.startswith(prefix) for name in given):
             return {prefix + name: value for name, value in given.items()}
     return given
-
-
-def _likely_reason(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    common = [name for name in own if name in given]
-    if not common:
-        return "they have no name in common, so it belongs to another architecture"
-    own_counts, given_counts = _numbered(own), _numbered(given)
-    for group in sorted(own_counts.keys() & given_counts.keys()):
-        if own_counts[group] != given_counts[group]:
-            return (
-                f"it has {given_counts[group]} of {group}.<i> and the network {own_counts[group]}, "
-                "so the number of blocks (an option such as nb) differs"
-            )
-    if len(common) < max(len(own), len(given)):
-        return "some layers are only in one of them, so an option that adds layers (such as scale) differs, or the architecture"
-    differing = [name for name in common if own[name].shape != given[name].shape]
-    if len(differing) == 1 and _differ_in_inputs_only(own[differing[0]], given[differing[0]]):
-        layer = differing[0].rpartition(".")[0]
-        return f"only the inputs of {layer} differ, so the input's channels or size (or the scale) differ"
-    return "the layers are the same but for their sizes, so a width (an option such as nf or gc) differs"
-
-
-def _differ_in_inputs_only(one: Tensor, other: Tensor) -> bool:
-    return one.ndim == other.ndim >= 2 and one.shape[0] == other.shape[0] and one.shape[2:] == other.shape[2:]
-
-
-def _numbered(names: Collection[str]) -> dict[str, int]:
-    """`body.0.x, body.1.x` -> `{"body": 2}`: how many numbered children each group has."""
-    children: dict[str, set[str]] = {}
-    for name in names:
-        if found := re.match(r"(.+?)\.(\d+)\.", name):
-            children.setdefault(found[1], set()).add(found[2])
-    return {group: len(numbers) for group, numbers in children.items()}
-
-
-def _listing(what: str, items: Sequence[str]) -> list[str]:
-    return [f"{what} ({len(items)}): {_some(items)}"] if items else []
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:NAMED_IN_MESSAGES]) + (", ..." if len(items) > NAMED_IN_MESSAGES else "")
-
-
-def _shapes(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    return f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"

@@ -59,7 +59,7 @@ class LogFile:
 
     def __enter__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handler = _ToFile(self.path, encoding="utf-8")
+        self.handler = _ToFile(self.path, encoding="utf-8", errors="backslashreplace")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOGGER.addHandler(self.handler)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dlas.data.base import Request, Sample
 from dlas.data.images.corruptions import Corruptor
 from dlas.data.images.pairs import unique_names
 from dlas.data.images.squares import CutImages, as_tensor, images_below
+from dlas.data.inventory import Inventory, Item
 from dlas.errors import DataError
 from dlas.registry import DATASETS
 from dlas.types import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -85,6 +87,11 @@ class SingleImageExtensible(CutImages):
         self.undamaged = eval
         self.on_bad_file = on_bad_file
         self.names = unique_names(self.files)
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        tiles = find_tiles(options["paths"], None, options["ignore_first"], options["strict"])
+        return Inventory([Item({"hq": path}) for path in tiles], scale=options["scale"], enlarged_below=options["target_size"])
 
     def __getitem__(self, request: Request) -> Sample:
         hq = self.read(request.index)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.files import ImageArray, list_images, read_image
 from dlas.data.images.pairs import unique_names
+from dlas.data.inventory import Inventory, Item
 from dlas.degradations import create_degradation
 from dlas.degradations.base import Recipe, Sharpen
 from dlas.degradations.host import FloatImage, apply, degrade
@@ -65,10 +66,7 @@ class DegradedImages(Dataset):
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         _check_sizes(scale, target_size, degradation_size)
-        roots = [dataroot_gt] if isinstance(dataroot_gt, str) else dataroot_gt
-        if not roots:
-            raise ConfigurationError("dataroot_gt is an empty list; give at least one folder")
-        self.files: list[Path] = [path for root in roots for path in list_images(root)]
+        self.files = _images_below(dataroot_gt)
         self.training = phase == "train"
         self.scale = scale
         self.on_bad_file = on_bad_file
@@ -89,6 +87,12 @@ class DegradedImages(Dataset):
         hq = TensorSpec((3, size, size))
         lq = TensorSpec((3, size // scale, size // scale))
         return {"lq": lq, "hq": hq, "hq_usm": hq, "recipe": "", "path": "image.png"}
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        items = [Item({"hq": path}) for path in _images_below(options["dataroot_gt"])]
+        smallest = options["target_size"] if phase == "train" else 2 * options["scale"]
+        return Inventory(items, scale=options["scale"], smallest=smallest)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -166,6 +170,13 @@ class DegradedImages(Dataset):
         if self._use_rot:
             crop = np.rot90(crop, int(turn * 4))
         return np.ascontiguousarray(crop)
+
+
+def _images_below(dataroot_gt: str | list[str]) -> list[Path]:
+    roots = [dataroot_gt] if isinstance(dataroot_gt, str) else dataroot_gt
+    if not roots:
+        raise ConfigurationError("dataroot_gt is an empty list; give at least one folder")
+    return [path for root in roots for path in list_images(root)]
 
 
 def _check_sizes(scale: int, target_size: int, degradation_size: int) -> None:

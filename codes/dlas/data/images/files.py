@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -19,9 +22,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dlas.data.base import BadSample
-from dlas.errors import DataError
+from dlas.errors import DataError, printable
 
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 
@@ -32,7 +37,31 @@ _ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
 _BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
 _WITH_ALPHA = ("LA", "PA", "RGBA")
 _UNUSUAL_DEPTH = ("I", "F")
+_MAX_BYTES = 2 << 30  # an uncompressed image of 16 bits with as many pixels as Pillow accepts has half of that
 _transparency_mentioned = False
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of its image beside the pixels.
+
+    Args:
+        size_in_bytes: of the file.
+        format: by its content, as Pillow names it: "PNG", "JPEG", ...
+        mode: kind of pixels, as Pillow names it: "RGB", "L" (grey), "P" (palette), "CMYK", ...
+        alpha: "none", "opaque" (every pixel), or "transparent".
+        profile: the embedded colour profile, if there is one.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        frames: pictures in the file.
+    """
+
+    size_in_bytes: int
+    format: str
+    mode: str
+    alpha: str
+    profile: bytes | None
+    orientation: int
+    frames: int
 
 
 def read_image(path: str | Path) -> ImageArray:
@@ -62,13 +91,24 @@ def read_image(path: str | Path) -> ImageArray:
     Raises:
         BadSample: missing, unreadable, empty, truncated, not an image, or of a kind that is refused.
     """
+    return _read(path, _mention_transparency)[0]
+
+
+def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
+    """As `read_image`, and what the file says of itself.
+
+    Raises:
+        BadSample: as for `read_image`.
+    """
+    return _read(path, _header)
+
+
+def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
     data = _read_bytes(path)
     try:
         image = Image.open(BytesIO(data))
     except UnidentifiedImageError as error:
-        raise BadSample(
-            path, f"is not an image that can be read (it starts with {data[:12]!r}); expected one of {_known()}; remove it"
-        ) from error
+        raise BadSample(path, f"{_foreign(data)}; expected one of {_known()}; remove it") from error
     except Image.DecompressionBombError as error:
         raise BadSample(path, f"is too large to decode: {error}; cut it into parts, say of 2048 x 2048 pixels") from error
     except Exception as error:
@@ -84,12 +124,15 @@ def read_image(path: str | Path) -> ImageArray:
             )
         try:
             image.load()  # also for 16 bits: OpenCV fills what is missing in a truncated file with a flat colour
-            _mention_transparency(image, path)
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             array = _decode_sixteen_bits(data) if sixteen_bits else _decode_eight_bits(image)
+            description = describe(image, path, len(data))
+        except MemoryError as error:
+            size = f"{image.width} x {image.height} pixels"
+            raise BadSample(path, f"does not fit into memory ({size}); cut it into parts or use fewer n_workers") from error
         except Exception as error:  # each of Pillow's decoders has its own idea of what to raise
             raise _broken(path, data, error) from error
-    return np.ascontiguousarray(_upright(array, orientation))
+    return np.ascontiguousarray(_upright(array, orientation)), description
 
 
 def to_tensor(array: ImageArray) -> Tensor:
@@ -141,21 +184,31 @@ def list_images(root: str | Path) -> list[Path]:
         DataError: the folder is missing, or holds no image; what it holds is said.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
+    shown = printable(root)
+    if not _is_folder(root):
         kind = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{root}: {kind}; expected a folder of images (the path is relative to {Path.cwd()})")
+        raise DataError(f"{shown}: {kind}; expected a folder of images (the path is relative to {Path.cwd()})")
     files = list(_walk(root))
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
     if not images:
         kinds = Counter(file.suffix.lower() or "no extension" for file in files)
         found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(8)) or "nothing"
-        raise DataError(f"{root}: no image in this folder or below; found {found}; expected files ending in {_known()}")
+        raise DataError(f"{shown}: no image in this folder or below; found {found}; expected files ending in {_known()}")
     return sorted(images, key=lambda file: _natural(file.relative_to(root)))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # may not be looked at, a name too long, ...
+        raise DataError(
+            f"{printable(path)}: cannot be looked at: {error.strerror}; check the path and its permissions"
+        ) from error
 
 
 def _walk(root: Path) -> Iterator[Path]:
     seen = set()  # a link to a folder above would otherwise never end
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unlistable):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -163,6 +216,14 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _unlistable(error: OSError) -> None:
+    """os.walk would pass over the folder, and the set would be smaller without a word."""
+    raise DataError(
+        f"{printable(error.filename)}: this folder cannot be listed: {error.strerror}; change its permissions (chmod +rx) "
+        "or move it elsewhere"
+    ) from error
 
 
 def _natural(path: Path) -> tuple[list[list[int | str]], str]:
@@ -179,16 +240,39 @@ def _known() -> str:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would never answer
+            raise BadSample(path, "is a pipe, socket or device; expected an image file; remove it")
+        if found.st_size > _MAX_BYTES:
+            raise BadSample(
+                path, f"has {found.st_size / 2**30:.1f} GB, more than any image that can be decoded; cut it into parts"
+            )
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
+        if Path(path).is_symlink():
+            raise BadSample(
+                path, f"is a link to {printable(Path(path).readlink())}, which does not exist; mend or remove the link"
+            ) from error
         raise BadSample(path, "does not exist; it may have been moved or deleted since the start of the run") from error
     except PermissionError as error:
         raise BadSample(path, "may not be read by this user; change its permissions (chmod +r)") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BadSample(path, "is a link that leads back to itself; remove it") from error
         raise BadSample(path, f"cannot be read: {error.strerror or error}; check the disk or the connection to it") from error
     if not data:
         raise BadSample(path, "is empty (0 bytes); expected an image; fetch it again or remove it")
     return data
+
+
+def _foreign(data: bytes) -> str:
+    if data.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the image (git lfs pull fetches it)"
+    if data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not an image: it was saved from an address that no longer gives the image"
+    if data[4:12] in (b"ftypheic", b"ftypmif1"):
+        return "is a HEIC photograph, which cannot be read; convert it to PNG"
+    return f"is not an image that can be read (it starts with {data[:12]!r})"
 
 
 def _broken(path: str | Path, data: bytes, error: Exception) -> BadSample:
@@ -233,10 +317,28 @@ def _upright(array: ImageArray, orientation: int) -> ImageArray:
     return array
 
 
-def _mention_transparency(image: Image.Image, path: str | Path) -> None:
+def _header(image: Image.Image, path: str | Path, size: int) -> Header:
+    mode = image.mode
+    alpha = "none"
+    if mode in _WITH_ALPHA:
+        alpha = "transparent" if _is_transparent(image) else "opaque"
+    profile = image.info.get("icc_profile")
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    try:
+        frames = getattr(image, "n_frames", 1)  # looks through the file, so it comes last
+    except Exception:  # damaged after the first frame, which is the one that is used
+        frames = 2
+    return Header(size, str(image.format), mode, alpha, profile if isinstance(profile, bytes) else None, orientation, frames)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in _WITH_ALPHA and image.getchannel("A").getextrema()[0] != 255
+
+
+def _mention_transparency(image: Image.Image, path: str | Path, size: int) -> None:
     global _transparency_mentioned
-    if _transparency_mentioned or image.mode not in _WITH_ALPHA:
-        return
-    if image.getchannel("A").getextrema()[0] != 255:
+    if not _transparency_mentioned and _is_transparent(image):
         _transparency_mentioned = True
-        _LOG.warning("%s has transparent pixels; alpha is dropped here and in further files (this is said once)", path)
+        _LOG.warning(
+            "%s has transparent pixels; alpha is dropped here and in further files (this is said once)", printable(path)
+        )

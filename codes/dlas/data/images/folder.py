@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from dlas.data.images.corruptions import Corruptor, FloatImage
 from dlas.data.images.files import read_image
 from dlas.data.images.pairs import unique_names
 from dlas.data.images.squares import CutImages, as_float, as_tensor, images_below
+from dlas.data.inventory import Inventory, Item
 from dlas.errors import ConfigurationError
 from dlas.registry import DATASETS
 from dlas.types import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -109,6 +111,13 @@ class ImageFolder(CutImages):
         self.parameters = {name: torch.as_tensor(value) for name, value in (fixed_parameters or {}).items()}
         self.on_bad_file = on_bad_file
         self.names = unique_names(self.files)
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        unit, side = options["scale"] * options["force_multiple"], options["target_size"]
+        smallest = options["center_crop_hq_sz"] or (1 if side else unit)
+        items = [Item({"hq": path}) for path in images_below(options["paths"], None)]
+        return Inventory(items, scale=options["scale"], smallest=smallest, enlarged_below=side or 0)
 
     def read(self, index: int) -> FloatImage:
         path = self.files[index]

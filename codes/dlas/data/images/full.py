@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from dlas.data.base import BadSample
-from dlas.data.images.paired import find_pairs
-from dlas.data.images.pairs import Files, ImagePairs, Planes
+from dlas.data.images.paired import find_pairs, match_folders
+from dlas.data.images.pairs import Files, ImagePairs, Planes, items_of
+from dlas.data.inventory import Inventory
 from dlas.errors import ConfigurationError
 from dlas.registry import DATASETS
 from dlas.types import PositiveInt
@@ -58,6 +60,12 @@ class FullImage(ImagePairs):
             on_bad_file=on_bad_file,
         )
         self.multiple = force_multiple
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        pairing = match_folders(options["dataroot_GT"], options["dataroot_LQ"], "{}")
+        scale = options["scale"]
+        return Inventory(items_of(pairing.pairs), pairing.alone, scale, scale * options["force_multiple"])
 
     def _load(self, files: Files) -> Planes:
         hq, lq = super()._load(files)

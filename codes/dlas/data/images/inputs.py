@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from dlas.data.base import Dataset, Request, Sample
 from dlas.data.images.files import list_images, read_image, to_tensor
 from dlas.data.images.pairs import unique_names
+from dlas.data.inventory import Inventory, Item
 from dlas.errors import ConfigurationError
 from dlas.registry import DATASETS
 
@@ -32,10 +35,13 @@ class InputImages(Dataset):
     def __init__(self, phase: str, /, *, dataroot: str | list[str], on_bad_file: Literal["error", "skip"] = "error") -> None:
         if phase == "train":
             raise ConfigurationError("input_images has no true pictures to train on; use paired_images")
-        roots = [dataroot] if isinstance(dataroot, str) else dataroot
-        self.files = [path for root in roots for path in list_images(root)]
+        self.files = _images_below(dataroot)
         self.names = unique_names(self.files)
         self.on_bad_file = on_bad_file
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        return Inventory([Item({"lq": path}) for path in _images_below(options["dataroot"])])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -46,3 +52,10 @@ class InputImages(Dataset):
 
     def source(self, index: int) -> str:
         return str(self.files[index])
+
+
+def _images_below(dataroot: str | list[str]) -> list[Path]:
+    roots = [dataroot] if isinstance(dataroot, str) else dataroot
+    if not roots:
+        raise ConfigurationError("dataroot is an empty list; give at least one folder")
+    return [path for root in roots for path in list_images(root)]

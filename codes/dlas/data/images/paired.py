@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dlas.data.images.files import list_images
-from dlas.data.images.pairs import Files, ImagePairs
-from dlas.errors import ConfigurationError, DataError
+from dlas.data.images.pairs import Files, ImagePairs, items_of
+from dlas.data.inventory import Alone, Inventory
+from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
 from dlas.types import PositiveInt
 
@@ -67,6 +70,27 @@ class PairedImages(ImagePairs):
             on_bad_file=on_bad_file,
         )
 
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        pairing = match_folders(options["dataroot_gt"], options["dataroot_lq"], options["filename_template"])
+        smallest = options["target_size"] if phase == "train" else options["scale"]
+        return Inventory(items_of(pairing.pairs), pairing.alone, options["scale"], smallest)
+
+
+@dataclass
+class Pairing:
+    """How the files of two trees go together.
+
+    Args:
+        pairs: those that do.
+        alone: those that do not.
+        faults: one line for each pair of folders with files that do not.
+    """
+
+    pairs: list[Files] = field(default_factory=list)
+    alone: list[Alone] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
 
 def find_pairs(
     dataroot_gt: str | list[str], dataroot_lq: str | list[str] | None = None, filename_template: str = "{}"
@@ -76,6 +100,19 @@ def find_pairs(
     Raises:
         ConfigurationError: the lists differ in length, or the template is unusable.
         DataError: a folder is missing or empty, or an image has no partner, or two.
+    """
+    pairing = match_folders(dataroot_gt, dataroot_lq, filename_template)
+    if pairing.faults:
+        raise DataError("; ".join(pairing.faults))
+    return pairing.pairs
+
+
+def match_folders(dataroot_gt: str | list[str], dataroot_lq: str | list[str] | None, filename_template: str) -> Pairing:
+    """As `find_pairs`; files without a partner are listed instead of refused.
+
+    Raises:
+        ConfigurationError: the lists differ in length, or the template is unusable.
+        DataError: a folder is missing or empty.
     """
     gt_roots = [dataroot_gt] if isinstance(dataroot_gt, str) else dataroot_gt
     if not gt_roots:
@@ -87,41 +124,59 @@ def find_pairs(
             raise ConfigurationError(
                 "filename_template is for the files in dataroot_lq, which is not given; remove it or give both"
             )
-        return [Files(path) for root in gt_roots for path in list_images(root)]
+        return Pairing([Files(path) for root in gt_roots for path in list_images(root)])
     lq_roots = [dataroot_lq] if isinstance(dataroot_lq, str) else dataroot_lq
     if len(gt_roots) != len(lq_roots):
         raise ConfigurationError(
             f"dataroot_gt has {len(gt_roots)} folders and dataroot_lq {len(lq_roots)}; expected one low-quality folder for each"
         )
-    return [pair for gt, lq in zip(gt_roots, lq_roots, strict=True) for pair in _match(gt, lq, filename_template)]
+    pairing = Pairing()
+    for gt, lq in zip(gt_roots, lq_roots, strict=True):
+        _match(gt, lq, filename_template, pairing)
+    return pairing
 
 
-def _match(gt_root: str, lq_root: str, template: str) -> list[Files]:
-    gt, lq = _by_relative_name(gt_root), _by_relative_name(lq_root)
+def _match(gt_root: str, lq_root: str, template: str, pairing: Pairing) -> None:
+    (gt, gt_twins), (lq, lq_twins) = _by_relative_name(gt_root), _by_relative_name(lq_root)
+    twins = gt_twins + lq_twins
+    pairing.alone += [
+        Alone(twin, f"differs only in extension from {other.name}, so its partner is not clear") for twin, other in twins
+    ]
+    if twins:
+        names = _some([path for pair in twins for path in pair])
+        pairing.faults.append(f"images differ only in extension, so their partner is not clear: {names}; keep one of each name")
     partner = {name: name.with_name(template.replace("{}", name.name)) for name in gt}
-    alone = [str(name) for name, wanted in partner.items() if wanted not in lq]
-    left_over = [str(name) for name in lq.keys() - set(partner.values())]
+    alone = [name for name, wanted in partner.items() if wanted not in lq]
+    wanted_names = set(partner.values())
+    left_over = [name for name in lq if name not in wanted_names]
+    pairing.pairs += [Files(path, lq[partner[name]]) for name, path in gt.items() if partner[name] in lq]
+    pairing.alone += [Alone(gt[name], f"has no low-quality partner {partner[name]}.* in {lq_root}") for name in alone]
+    pairing.alone += [Alone(lq[name], f"has no high-quality partner in {gt_root}") for name in left_over]
     if alone or left_over:
-        raise DataError(
+        pairing.faults.append(
             f"{gt_root} has {len(gt)} images and {lq_root} has {len(lq)}, and they do not pair up (filename_template "
             f"'{template}'): {_some(alone)} without a low-quality partner, {_some(left_over)} without a high-quality one; "
             "add or remove files, or correct filename_template"
         )
-    return [Files(path, lq[partner[name]]) for name, path in gt.items()]
 
 
-def _by_relative_name(root: str) -> dict[Path, Path]:
-    """Images below `root` by their path relative to it, without extension: partners may differ in file format."""
+def _by_relative_name(root: str) -> tuple[dict[Path, Path], list[tuple[Path, Path]]]:
+    """Images below `root` by their path relative to it, without extension, since partners may differ in file format.
+
+    The second value lists each image of whose name there was one already, with that one.
+    """
     base = Path(root).expanduser()
     found: dict[Path, Path] = {}
+    twins = []
     for path in list_images(base):
         name = path.relative_to(base).with_suffix("")
         if name in found:
-            raise DataError(f"{found[name]} and {path} differ only in extension, so their partner is not clear; remove one")
-        found[name] = path
-    return found
+            twins.append((path, found[name]))
+        else:
+            found[name] = path
+    return found, twins
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:_EXAMPLES])
+def _some(names: list[Path]) -> str:
+    shown = ", ".join(sorted(printable(name) for name in names)[:_EXAMPLES])
     return f"{len(names)} ({shown}{', ...' if len(names) > _EXAMPLES else ''})" if names else "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.files import ImageArray, read_image, to_tensor, unit_range
+from dlas.data.inventory import Item
 from dlas.errors import ConfigurationError
 from dlas.layers.resize import imresize
 
@@ -168,6 +170,11 @@ def _check_sizes(training: bool, scale: int, target_size: int) -> None:
         )
 
 
+def items_of(files: Sequence[Files]) -> list[Item]:
+    """The pairs as an inventory lists them."""
+    return [Item({"hq": pair.hq} if pair.lq is None else {"hq": pair.hq, "lq": pair.lq}) for pair in files]
+
+
 def shrink(image: ImageArray, scale: int) -> ImageArray:
     """The low-quality image of a benchmark: MATLAB bicubic, antialiased, rounded to the depth of `image`.
 
@@ -184,7 +191,18 @@ def shrink(image: ImageArray, scale: int) -> ImageArray:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file, fit for a file name: its stem, or as much of its path as makes it unlike the others."""
+    """A name for each file, fit for a file name: its stem, or as much of its path as makes it unlike the others.
+
+    Bytes that are no text, and control characters, become `%` and two hexadecimal digits: tables and TensorBoard refuse them.
+    """
+    return [_as_text(name) for name in _told_apart(paths)]
+
+
+def _as_text(name: str) -> str:
+    return "".join(c if c.isprintable() else "".join(f"%{byte:02X}" for byte in os.fsencode(c)) for c in name)
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         root = Path(*_common_parts(paths))

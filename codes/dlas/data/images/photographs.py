@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from dlas.data.images.pairs import Files, ImagePairs
+from dlas.data.images.pairs import Files, ImagePairs, items_of
+from dlas.data.inventory import Inventory
 from dlas.errors import DataError, MissingPackageError
 from dlas.registry import DATASETS
 from dlas.types import PositiveInt
@@ -100,7 +102,7 @@ class BuiltinPhotos(ImagePairs):
     ) -> None:
         training = phase == "train"
         super().__init__(
-            [Files(locate(photograph)) for photograph in (TRAIN if training else VALIDATION)],
+            split(training),
             training=training,
             scale=scale,
             target_size=target_size,
@@ -109,6 +111,21 @@ class BuiltinPhotos(ImagePairs):
             cache=cache,
             on_bad_file=on_bad_file,
         )
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        smallest = options["target_size"] if phase == "train" else options["scale"]
+        return Inventory(items_of(split(phase == "train")), scale=options["scale"], smallest=smallest)
+
+
+def split(training: bool) -> list[Files]:
+    """One side of the fixed split.
+
+    Raises:
+        MissingPackageError: a package is not installed.
+        DataError: the installed version of a package lacks a file.
+    """
+    return [Files(locate(photograph)) for photograph in (TRAIN if training else VALIDATION)]
 
 
 def locate(photograph: Photograph) -> Path:

@@ -73,7 +73,7 @@ class CutImages(Dataset):
         if min(height, width) == 0:
             raise BadSample(
                 path,
-                f"is {image.shape[1]} x {image.shape[0]} pixels; expected at least {self.multiple} each way "
+                f"leaves {image.shape[1]} x {image.shape[0]} pixels to use; expected at least {self.multiple} each way "
                 "(scale x force_multiple); remove it or give a target_size",
             )
         return image[:height, :width]

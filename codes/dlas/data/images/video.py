@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from dlas.data.base import BadSample, Dataset, Request, Sample
 from dlas.data.images.files import to_tensor
+from dlas.data.inventory import Inventory, Item
 from dlas.errors import ConfigurationError, DataError
 from dlas.registry import DATASETS
 from dlas.types import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -27,6 +30,7 @@ class VideoFrames(Dataset):
         start_at_seconds: time of the first frame.
         end_at_seconds: time after the last frame; by default the end of the video, and never after it.
         force_multiple: frames are filled up with black at the right and bottom until their sides are multiples of this.
+        on_bad_file: `error` stops at a frame that cannot be decoded; `skip` leaves it out and reports it.
 
     Raises:
         ConfigurationError: it is to be trained on, or the span is empty.
@@ -45,6 +49,7 @@ class VideoFrames(Dataset):
         start_at_seconds: NonNegativeFloat = 0.0,
         end_at_seconds: PositiveFloat | None = None,
         force_multiple: PositiveInt = 1,
+        on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         if phase == "train":
             raise ConfigurationError("video_frames has no true pictures, so it cannot be trained on")
@@ -64,7 +69,13 @@ class VideoFrames(Dataset):
                 f"no frame lies between start_at_seconds {start_at_seconds} and the end at {end:.3f} seconds; lower the start"
             )
         self.multiple = force_multiple
+        self.on_bad_file = on_bad_file
         self._next = 0
+
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
+        found = cls(phase, **options)  # only the file knows its frames
+        return Inventory([Item({"video": found.path}, tuple(found.frames))])
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -85,3 +96,23 @@ class VideoFrames(Dataset):
         padded = np.zeros((height, width, 3), np.uint8)
         padded[: image.shape[0], : image.shape[1]] = image[:, :, ::-1]
         return {"lq": to_tensor(padded), "path": self.source(request.index), "name": f"{request.index:06d}"}
+
+
+def first_unreadable(path: Path, frames: Sequence[int]) -> tuple[int | None, tuple[int, int]]:
+    """Decodes a video once from its start.
+
+    Args:
+        path: the video.
+        frames: the frames that are needed, in ascending order.
+
+    Returns:
+        The first of `frames` that cannot be decoded, or None; and height and width of the pictures.
+    """
+    video = cv2.VideoCapture(str(path))
+    try:
+        for frame in range(frames[-1] + 1):
+            if not video.grab() or (frame == frames[0] and not video.retrieve()[0]):
+                return frame, (0, 0)
+        return None, (int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(video.get(cv2.CAP_PROP_FRAME_WIDTH)))
+    finally:
+        video.release()

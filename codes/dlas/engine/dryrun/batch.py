@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlas.config import Config
 from dlas.data.base import Dataset, Request, Sample, TensorSpec, stack_samples
-from dlas.engine.build import build_dataset, with_scale
-from dlas.registry import DATASETS, Entry, python_name
+from dlas.engine.build import build_dataset
+from dlas.engine.options import with_scale
+from dlas.registry import DATASETS
 
 
 def fake_batch(config: Config, mode: FakeTensorMode) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def _told(config: Config) -> _Collatable | None:
     collate = _collate_without_instance(cls)
     if collate is None:
         return None
-    sample = cls.sample_spec("train", _all_options(entry, with_scale(section, config.scale)))
+    sample = cls.sample_spec("train", entry.arguments(with_scale(section, config.scale)))
     return _Collatable(sample, collate) if sample is not None else None
 
 
@@ -58,11 +59,6 @@ def _collate_without_instance(cls: type[Dataset]) -> Any:
     if found is Dataset.__dict__["collate"]:
         return stack_samples
     return cls.collate if isinstance(found, staticmethod | classmethod) else None
-
-
-def _all_options(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
-    defaults = {parameter.name: parameter.default for parameter in entry.parameters if not parameter.required}
-    return {**defaults, **{python_name(key, entry): value for key, value in given.items()}}
 
 
 def _read(config: Config) -> _Collatable:

@@ -1,0 +1,13 @@
+"""Options of components as the engine passes them on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlas.config.schema import Component
+
+
+def with_scale(section: Component, scale: int) -> dict[str, Any]:
+    """A component's options, with the file's `scale` for one that takes a scale and is not told."""
+    takes_scale = section.REGISTRY.find(section.component).parameter("scale") is not None
+    return {"scale": scale, **section.options} if takes_scale else dict(section.options)
