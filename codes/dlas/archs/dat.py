@@ -299,6 +299,8 @@ class DAT(nn.Module):
         ValueError: a value is not one of those named, or sizes do not go together.
     """
 
+    constants = r".*\.attn_mask_[01]"
+
     def __init__(
         self,
         *,

@@ -168,6 +168,8 @@ class SwinIR(nn.Module):
         ValueError: a value is not one of those named, or sizes do not go together.
     """
 
+    constants = r".*\.attn_mask"
+
     def __init__(
         self,
         *,
