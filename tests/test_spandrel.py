@@ -18,6 +18,7 @@ from dlas.interop.state_dicts import load_into
 
 prepare_torchvision()
 spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed; the extra 'test' has it")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in its networks
 
 WINDOWED = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "img_size": 8}
 PARTIAL = {"dim": 16, "n_blocks": 2, "kernel_size": 7}
