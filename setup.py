@@ -43,6 +43,9 @@ setup(
             "ruff>=0.6,<0.18",
             "mypy>=1.11,<3",
             "types-PyYAML>=6,<7",
+            # Opens the checkpoints that the tests write, as other programs do. It imports torchvision.
+            "spandrel>=0.4,<0.5",
+            "torchvision>=0.21,<0.29",
         ],
     },
     entry_points={"console_scripts": ["dlas = dlas.cli.main:entry_point"]},

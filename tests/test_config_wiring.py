@@ -99,6 +99,9 @@ RIGHT = {
     ).replace("nb: 1,", "nb: 1, scale: 2,").replace("image_size: 96", "image_size: 64").replace(
         "patch_size: 24", "patch_size: 32"
     ).replace("patch_size: 96", "patch_size: 64"),
+    "channels under other names": BASE.replace(
+        "RRDBNet, nf: 8, nb: 1, gc: 4", "SwinIR, embed_dim: 12, depths: [2], num_heads: [2]"
+    ).replace("discriminator_vgg_128_gn, nf: 8, image_size: 96", "UNetDiscriminatorSN, num_feat: 8"),
     "the toys": toys.PSNR,
     "the toy GAN": toys.GAN,
     "a loss that says nothing of what it reads": toys.PSNR.replace(

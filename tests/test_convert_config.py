@@ -175,7 +175,7 @@ def test_nothing_is_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        ("  type: RRDBNet", "  type: SwinIR", "network_g.type: there is no network 'SwinIR' here"),
+        ("  type: RRDBNet", "  type: SRFormer", "network_g.type: there is no network 'SRFormer' here"),
         ("    type: PairedImageDataset", "    type: REDSDataset", "datasets.train.type: no counterpart to 'REDSDataset'"),
         ("network_g:", "network_x:", "not an option file of BasicSR"),
         ("    type: L1Loss", "    type: OddLoss", "none of the losses of the file has a counterpart"),

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "codes/dlas"
 LAYERS = {
     **dict.fromkeys(["types", "errors"], 0),
     "registry": 1,
-    **dict.fromkeys(["config", "context", "layers", "diffusion", "degradations"], 2),
+    **dict.fromkeys(["config", "context", "compat", "layers", "diffusion", "degradations"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
     "explain": 4,
     "engine": 4,

@@ -18,6 +18,8 @@ What the program may ask of a network besides `forward`, all optional:
   are computed again in the backward pass.
 * ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
   network's own; names it does not know pass through, and applying it twice is applying it once.
+* ``constants: str`` (class attribute, a regular expression): entries of its state dict that follow from its options alone, such
+  as masks for pictures of one size. They are written, for other programs, and not read.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "stylegan2_lucidrains": "StyleGAN2",
         "stylegan2_discriminator": "StyleGAN2",
         "stylegan2_rosinality_gen": "StyleGAN2",
-        "stylegan2_rosinality_disc": "StyleGAN2",
         "discriminator_vgg_448": "VGG-style discriminator for 448 pixels",
         "unet_diffusion": "super-resolving diffusion U-Net",
         "unet_diffusion_latent_guide": "diffusion U-Net guided by an image",

@@ -66,7 +66,8 @@ def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
     """Loads weights into a network. If they do not fit, the network is left as it was.
 
     Args:
-        network: its `rename_state_dict`, where it has one, translates older names first.
+        network: its `rename_state_dict`, where it has one, translates older names first. Entries that its `constants` name are
+            not read.
         state_dict: tensors by name; other floating-point types are converted.
         source: where they come from, for messages.
         strict: every entry must fit. If false, those that fit are loaded.
@@ -82,6 +83,7 @@ def load_into(network: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
     given, prefix = translated(network, own, state_dict)
     if prefix:
         _LOG.info("%s: the network's weights are those named %s*", source, prefix)
+    given = _with_constants_of(network, own, given)
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
     misshapen = [name for name in own if name in given and own[name].shape != given[name].shape]
@@ -281,3 +283,12 @@ def _with_prefix_of(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict
         if own and all(name.startswith(prefix) for name in own) and not any(name.startswith(prefix) for name in given):
             return {prefix + name: value for name, value in given.items()}
     return given
+
+
+def _with_constants_of(network: nn.Module, own: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own values in place of those that follow from its options."""
+    pattern = getattr(network, "constants", None)
+    if pattern is None:
+        return given
+    constants = {name: value for name, value in own.items() if re.fullmatch(pattern, name)}
+    return {name: value for name, value in given.items() if not re.fullmatch(pattern, name)} | constants

@@ -1,8 +1,9 @@
 """Sizes and channels of pictures, followed through the injectors as far as names and options tell.
 
 What a component says of itself by the names of its options is taken at its word: a data set with `scale` and `target_size`
-that provides `hq` and `lq` gives pictures of 3 channels and these sizes; a network with `scale`, `in_nc` and `out_nc` takes and
-gives pictures; one with `image_size` (or `input_size`) takes pictures of that size. Of anything else nothing is assumed.
+that provides `hq` and `lq` gives pictures of 3 channels and these sizes; a network with `scale` and numbers of channels under
+one of their usual names takes and gives pictures; one with `image_size` (or `input_size`) takes pictures of that size. Of
+anything else nothing is assumed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dlas.config.problems import Problem
 from dlas.config.schema import Component, Config, DatasetConfig, InjectorConfig, NetworkConfig
 from dlas.config.wiring.components import Facts, at, entry_of, facts, option
 
-_IN_CHANNELS = ("in_nc", "num_in_ch")
+_IN_CHANNELS = ("in_nc", "num_in_ch", "in_chans", "in_ch", "input_nc")
+_OUT_CHANNELS = ("out_nc", "num_out_ch", "in_chans", "out_ch")
 _SIDES = ("image_size", "input_size")
 
 
@@ -145,7 +147,8 @@ def _through_network(config: Config, found: Facts, source: Picture) -> Picture:
     entry = entry_of(network) if network is not None else None
     if network is None or entry is None or found.section.options.get("method") is not None:
         return _UNKNOWN
-    if any(entry.parameter(name) is None for name in ("scale", "in_nc", "out_nc")):
+    channels = next((option(network, name) for name in _OUT_CHANNELS if entry.parameter(name) is not None), None)
+    if entry.parameter("scale") is None or channels is None:
         return _UNKNOWN
     if option(network, "output_mode") not in (None, "hq_only", "hq+features") or len(found.reads) != 1:
         return _UNKNOWN
@@ -154,7 +157,6 @@ def _through_network(config: Config, found: Facts, source: Picture) -> Picture:
         side = None
     else:
         side = source.side * scale / (stride if isinstance(stride, int) and stride > 0 else 1)
-    channels = option(network, "out_nc")
     return Picture(channels if isinstance(channels, int) else None, side)
 
 
@@ -244,7 +246,7 @@ def _check_same_size(config: Config, dataset: DatasetConfig, found: Facts, pictu
     elif real.channels is not None and fake.channels is not None and real.channels != fake.channels:
         places["fake"].place.note(
             f"'{places['fake'].name}' has {fake.channels} channels and '{places['real'].name}' {real.channels}",
-            "correct the network's out_nc",
+            "correct the network's number of output channels",
         )
 
 

@@ -23,13 +23,92 @@ _RRDB = {
     "use_pixel_unshuffle": "pixel_unshuffle",
     "scale": "scale",
 }
+_UP = {"upscale": "scale"}
+_RCAN = {
+    **_UP,
+    "n_resgroups": "num_group",
+    "n_resblocks": "num_block",
+    "n_feats": "num_feat",
+    "n_colors": "num_in_ch",
+    "reduction": "squeeze_factor",
+    "rgb_range": "img_range",
+    "unshuffle_mod": "unshuffle",
+}
+_PLKSR = {"upscaling_factor": "scale"}
 NETWORKS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "rrdbnet": ("RRDBNet", _RRDB, {}),
     "esrgan": ("RRDBNet", _RRDB, {}),
+    "esrgan_lite": ("RRDBNet", _RRDB, {"nf": 32, "nb": 12}),
+    "srvggnetcompact": ("SRVGGNetCompact", _UP, {}),
+    "compact": ("SRVGGNetCompact", _UP, {}),
+    "ultracompact": ("SRVGGNetCompact", _UP, {"num_conv": 8}),
+    "superultracompact": ("SRVGGNetCompact", _UP, {"num_feat": 24, "num_conv": 8}),
+    "msrresnet": ("MSRResNet", _UP, {}),
+    "edsr": ("EDSR", _UP, {}),
+    "rcan": ("RCAN", _RCAN, {}),
+    "rcan_l": ("RCAN", _RCAN, {"num_feat": 96, "norm": False}),
+    "rcan_unshuffle": ("RCAN", _RCAN, {"norm": False, "unshuffle": True}),
+    "swinir": (
+        "SwinIR",
+        _UP,
+        {
+            "embed_dim": 96,
+            "depths": [6] * 4,
+            "num_heads": [6] * 4,
+            "mlp_ratio": 4.0,
+            "upsampler": "",
+        },
+    ),
+    "swinir_s": (
+        "SwinIR",
+        _UP,
+        {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4, "upsampler": "pixelshuffledirect"},
+    ),
+    "swinir_m": ("SwinIR", _UP, {"img_size": 48}),
+    "swinir_l": (
+        "SwinIR",
+        _UP,
+        {
+            "embed_dim": 240,
+            "depths": [6] * 9,
+            "num_heads": [8] * 9,
+            "upsampler": "nearest+conv",
+            "resi_connection": "3conv",
+        },
+    ),
+    "SPAN": ("SPAN", _UP, {"feature_channels": 48}),
+    "span": ("SPAN", _UP, {"norm": False}),
+    "span_s": ("SPAN", _UP, {"feature_channels": 48, "norm": False}),
+    "plksr": ("PLKSR", _PLKSR, {}),
+    "plksr_tiny": ("PLKSR", _PLKSR, {"n_blocks": 12, "kernel_size": 13, "use_ea": False}),
+    "realplksr": ("RealPLKSR", _PLKSR, {"layer_norm": True}),
+    "realplksr_tiny": ("RealPLKSR", _PLKSR, {"n_blocks": 12, "kernel_size": 13, "use_ea": False, "layer_norm": True}),
+    "realplksr_large": ("RealPLKSR", _PLKSR, {"dim": 96, "layer_norm": True}),
+    "hat": ("HAT", _UP, {}),
+    "hat_s": ("HAT", _UP, {"embed_dim": 144, "compress_ratio": 24, "squeeze_factor": 24}),
+    "hat_m": ("HAT", _UP, {}),
+    "hat_l": ("HAT", _UP, {"depths": [6] * 12, "num_heads": [6] * 12}),
+    "dat": ("DAT", _UP, {}),
+    "dat_s": ("DAT", _UP, {"split_size": [8, 16], "expansion_factor": 2.0}),
+    "dat_2": ("DAT", _UP, {"expansion_factor": 2.0}),
+    "dat_light": (
+        "DAT",
+        _UP,
+        {
+            "embed_dim": 60,
+            "depth": [18],
+            "num_heads": [6],
+            "expansion_factor": 2.0,
+            "resi_connection": "3conv",
+            "upsampler": "pixelshuffledirect",
+        },
+    ),
+    "omnisr": ("OmniSR", {"up_scale": "scale"}, {}),
     "vggstylediscriminator128": ("VGGStyleDiscriminator", {}, {"input_size": 128}),
     "vggstylediscriminator256": ("VGGStyleDiscriminator", {}, {"input_size": 256}),
 }
-"""Their name in small letters -> ours, the names of options, options to add. Other networks go by their own name."""
+"""Their name -> ours, the names of options, options for what is not given. Names are found in small letters where they are not
+found as they are. Other networks go by their own name."""
 
 _DATASETS = ("pairedimagedataset", "singleimagedataset", "realesrgandataset", "realesrganpaireddataset")
 _CRITERIA = {"l1loss": "l1", "mseloss": "l2", "charbonnierloss": "charbonnier", "huberloss": "huber"}
@@ -202,7 +281,7 @@ def _network(source: Source, target: Target, key: str, name: str) -> None:
         raise ConfigurationError(f"the file has no '{key}.type'")
     lowered = {entry.lower(): entry for entry in ARCHS.entries()}
     theirs = str(kind.value).lower()
-    ours, renamed, added = NETWORKS.get(theirs, (lowered.get(theirs), {}, {}))
+    ours, renamed, added = NETWORKS.get(str(kind.value), NETWORKS.get(theirs, (lowered.get(theirs), {}, {})))
     if ours is None:
         known = ", ".join(sorted({*NETWORKS, *lowered}))
         raise ConfigurationError(f"{key}.type: there is no network '{kind.value}' here; those that can be converted: {known}")
@@ -210,6 +289,7 @@ def _network(source: Source, target: Target, key: str, name: str) -> None:
     target.put(f"{place}.type", name, None)
     target.put(f"{place}.which_model", ours, kind.mark)
     options = {yaml_name(parameter.name) for parameter in ARCHS.find(ours).parameters}
+    given = {renamed.get(option, option) for option in section}
     for option in list(section):
         taken = source.take(f"{key}.{option}")
         if renamed.get(option, option) in options:
@@ -217,7 +297,8 @@ def _network(source: Source, target: Target, key: str, name: str) -> None:
         else:
             source.put_back(taken, f"the network {ours} has no such option")
     for option, value in added.items():
-        target.put(f"{place}.{option}", value)
+        if option not in given:
+            target.put(f"{place}.{option}", value)
     target.mark(place, source.tree.key_marks.get(key))
 
 

@@ -1,0 +1,1 @@
+"""What other libraries need before they can be imported."""
