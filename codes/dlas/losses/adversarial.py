@@ -178,9 +178,7 @@ class DiscriminatorGANLoss(Loss):
             noise = 2 * context.rand(shape, f"{stream}.{side}.label_noise", device) - 1
             return torch.where(flipped, other, label) + self.label_noise * noise
 
-        return Labels(
-            drawn(self.labels.real, self.labels.fake, "real"), drawn(self.labels.fake, self.labels.real, "fake")
-        )
+        return Labels(drawn(self.labels.real, self.labels.fake, "real"), drawn(self.labels.fake, self.labels.real, "fake"))
 
     def _judge_real_with_penalties(self, network: nn.Module, real: list[Any]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """One pass for logits and penalties, so that batch statistics see the real samples once."""

@@ -55,7 +55,9 @@ class LDLLoss(Loss):
     def forward(self, state: State, context: Context) -> Tensor:
         real, fake = pictures("ldl", state, self.real, self.fake)
         if min(fake.shape[-2:]) <= self.window // 2:
-            raise ValueError(f"ldl: pictures of {fake.shape[-2]}x{fake.shape[-1]} pixels are too small for window {self.window}")
+            raise ValueError(
+                f"ldl: pictures of {fake.shape[-2]}x{fake.shape[-1]} pixels are too small for window {self.window}"
+            )
         reference = None if self.reference is None else pictures("ldl", state, self.real, self.reference)[1].detach()
         with torch.autocast(fake.device.type, enabled=False):
             weights = artifact_map(real, fake if self.weights_learn else fake.detach(), reference, self.window)

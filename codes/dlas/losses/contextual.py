@@ -27,4 +27,4 @@ def contextual_distance(fake: Tensor, real: Tensor, bandwidth: float) -> Tensor:
     distances = (1 - x.mT @ y).clamp_min(0)  # (B, places of fake, places of real)
     relative = distances / (distances.amin(2, keepdim=True) + _EPS)
     similarity = ((1 - relative) / bandwidth).softmax(2)  # exp(..) over their sum
-    return -(similarity.amax(1).mean(1) + _EPS).log().mean()
+    return -similarity.amax(1).mean(1).clamp_min(_EPS).log().mean()

@@ -97,7 +97,9 @@ class FocalFrequencyLoss(Loss):
         difference = fake - real
         height, width = difference.shape[-2:]
         if height % self.patch_factor or width % self.patch_factor:
-            raise ConfigurationError(f"focal_frequency: patch_factor {self.patch_factor} does not divide {height}x{width} pixels")
+            raise ConfigurationError(
+                f"focal_frequency: patch_factor {self.patch_factor} does not divide {height}x{width} pixels"
+            )
         with torch.autocast(difference.device.type, enabled=False):
             patches = difference.unfold(2, height // self.patch_factor, height // self.patch_factor)
             patches = patches.unfold(3, width // self.patch_factor, width // self.patch_factor)

@@ -89,9 +89,7 @@ def discriminator_loss(kind: str, real_logits: Tensor, fake_logits: Tensor, labe
     return real_term + fake_term
 
 
-def discriminator_terms(
-    kind: str, real_logits: Tensor, fake_logits: Tensor, labels: Labels = HARD
-) -> tuple[Tensor, Tensor]:
+def discriminator_terms(kind: str, real_logits: Tensor, fake_logits: Tensor, labels: Labels = HARD) -> tuple[Tensor, Tensor]:
     """The two halves of the discriminator's loss.
 
     Args:

@@ -82,9 +82,7 @@ def side_by_side(logits: list[Tensor]) -> Tensor:
     return logits[0] if len(logits) == 1 else torch.cat([each.flatten(1) for each in logits], 1)
 
 
-def penalty_between(
-    loss: str, network: nn.Module, real: list[Any], fake: list[Any], context: Context, stream: str
-) -> Tensor:
+def penalty_between(loss: str, network: nn.Module, real: list[Any], fake: list[Any], context: Context, stream: str) -> Tensor:
     """`interpolate_gradient_penalty` of a network; further arguments are those of the real samples."""
     first, second = first_image(real, loss).float(), first_image(fake, loss).float()
     if first.shape != second.shape:
