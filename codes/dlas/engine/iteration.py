@@ -66,7 +66,9 @@ class IterationRunner:
             if not step.runs(completed):
                 continue
             self._focus_on(step)
-            contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
+            contexts = [
+                Context(self.networks, step.trained, completed, True, self.seed, part.positions, self.emas) for part in parts
+            ]
             step.run(parts, contexts, log_gradients)
         for ema in self.emas.values():
             ema.update(completed + 1)

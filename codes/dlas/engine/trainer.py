@@ -27,6 +27,7 @@ from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.iteration import IterationRunner
+from dlas.engine.loss_state import loss_state, restore_loss_state
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.precision import Precision, has_bf16
@@ -447,6 +448,7 @@ def _step_state(step: TrainingStep) -> dict[str, Any]:
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict() if step.scaler is not None else None,
         "schedule": step.schedule.state_dict(),
+        "losses": loss_state(step),
     }
 
 
@@ -459,6 +461,7 @@ def _restore_step(step: TrainingStep, state: dict[str, Any]) -> None:
         )
     checkpoint.restore_optimizer(step.optimizer, state["optimizer"])
     step.schedule.load_state_dict(state["schedule"])
+    restore_loss_state(step, state.get("losses"))
     if step.scaler is not None and state["scaler"] is not None:
         step.scaler.load_state_dict(state["scaler"])
 

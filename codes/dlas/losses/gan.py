@@ -15,8 +15,9 @@ wgan           -E r + E f                                     -E f
 max_spread     2 tanh(1 / (2 |E r - E f|))                    none
 =============  =============================================  =========================================================
 
+`vanilla` (a common name), `pixgan` (on a map of logits) and `wgan_softplus` (written with softplus) are other names of gan.
 In gan, ragan, esrgan and lsgan other labels than 1 and 0 can be asked for (label smoothing, `Labels`): the cross entropy with
-label y is -y log s(x) - (1 - y) log(1 - s(x)), the square (x - y)^2. `vanilla` (a common name), `pixgan` (on a map of logits) and `wgan_softplus` (written with softplus) are other names of gan.
+label y is -y log s(x) - (1 - y) log(1 - s(x)), the square (x - y)^2.
 In the relativistic kinds, ragan and esrgan, the means couple the samples of a micro-batch: cutting the batch differently
 changes the loss a little.
 

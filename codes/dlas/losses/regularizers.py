@@ -1,7 +1,7 @@
 """Penalties of adversarial training as losses of their own, so that they can be computed in some of the steps only.
 
-Lazy regularisation (Karras et al., "Analyzing and improving the image quality of StyleGAN", 2020, section 3.1): a penalty that is
-computed in every k-th step is given k times its weight: ``{type: r1, gamma: 10, every: 16, weight: 16}``.
+Lazy regularisation (Karras et al., "Analyzing and improving the image quality of StyleGAN", 2020, section 3.1): a penalty that
+is computed in every k-th step is given k times its weight: ``{type: r1, gamma: 10, every: 16, weight: 16}``.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class PathLengthLoss(Loss):
         latents, images = state[self.latents], state[self.generated]
         if not latents.requires_grad:
             raise ConfigurationError(
-                f"path_length: no gradient reaches '{self.latents}'; the injector that writes it must record gradients in this step"
+                f"path_length: no gradient reaches '{self.latents}'; the injector that writes it must record gradients in this "
+                "step"
             )
         noise = context.randn(images.shape[1:], "path_length", images.device)
         with torch.autocast(images.device.type, enabled=False):

@@ -16,7 +16,7 @@ from dlas.types import NonNegativeInt
 
 @METRICS.register("lr_psnr")
 class LRPSNR(SampleMetric):
-    """LR-PSNR: PSNR in dB between the input and the output made small by MATLAB's bicubic and rounded to 8 bits; higher is better.
+    """PSNR in dB between the input and the output made small by MATLAB's bicubic, both in 8 bits; higher is better.
 
     It needs no true picture. Above about 45 dB an output is consistent with its input.
 

@@ -30,11 +30,16 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions", 1982.
     """
-    values, vectors = torch.linalg.eigh(covariance_1)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.mT
-    # C1 C2 has the eigenvalues of the symmetric root C2 root, which are real.
-    shared = torch.linalg.eigvalsh(root @ covariance_2 @ root).clamp_min(0).sqrt().sum()
+    # The trace of the root of C1 C2 is the sum of the singular values of L1^T L2, where C = L L^T.
+    shared = torch.linalg.svdvals(_factor(covariance_1).mT @ _factor(covariance_2)).sum()
     return (mean_1 - mean_2).square().sum() + covariance_1.trace() + covariance_2.trace() - 2 * shared
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """L with L L^T = C, without columns for what is rounding: fewer samples than features leave a singular covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > values.amax() * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 class Moments:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dlas.config.problems import Problem
 from dlas.config.schema import Config
+from dlas.config.wiring.balance import check_balance
 from dlas.config.wiring.files import check_file_names
 from dlas.config.wiring.limits import check_limits
 from dlas.config.wiring.names import check_names
@@ -34,5 +35,6 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
     check_names(config, problems, training)
     unwritten = check_state(config, problems, training)
     if training:
+        check_balance(config, problems)
         check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)

@@ -97,8 +97,8 @@ def find_weights(kind: str, given: str | None, asked_by: str, option: str = "loa
     """The file of weights of a published kind. Nothing is downloaded.
 
     Looked for in this order: the path that was given (a file, or a folder that holds the file under its published name), the
-    folder named by the variable `DLAS_WEIGHTS`, the folder where torch keeps downloaded files (`torch.hub.get_dir()`/checkpoints),
-    an installed package that ships it (the package is not imported).
+    folder named by the variable `DLAS_WEIGHTS`, the folder where torch keeps downloaded files
+    (`torch.hub.get_dir()`/checkpoints), an installed package that ships it (the package is not imported).
 
     Args:
         kind: key of `PUBLISHED`.

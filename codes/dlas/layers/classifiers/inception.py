@@ -56,16 +56,15 @@ class _B(nn.Module):
 class _C(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        row, column = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = _Convolution(768, 192, 1)
         self.branch7x7_1 = _Convolution(768, width, 1)
-        self.branch7x7_2 = _Convolution(width, width, **row)
-        self.branch7x7_3 = _Convolution(width, 192, **column)
+        self.branch7x7_2 = _Convolution(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7_3 = _Convolution(width, 192, (7, 1), padding=(3, 0))
         self.branch7x7dbl_1 = _Convolution(768, width, 1)
-        self.branch7x7dbl_2 = _Convolution(width, width, **column)
-        self.branch7x7dbl_3 = _Convolution(width, width, **row)
-        self.branch7x7dbl_4 = _Convolution(width, width, **column)
-        self.branch7x7dbl_5 = _Convolution(width, 192, **row)
+        self.branch7x7dbl_2 = _Convolution(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_3 = _Convolution(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7dbl_4 = _Convolution(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_5 = _Convolution(width, 192, (1, 7), padding=(0, 3))
         self.branch_pool = _Convolution(768, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:

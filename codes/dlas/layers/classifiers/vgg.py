@@ -28,7 +28,7 @@ class VGG(Classifier):
         made: list[nn.Module] = []
         channels = 3
         for name in self.names()[: self.depth]:
-            width = _WIDTHS[int(name.lstrip("convrelupool")[0]) - 1]
+            width = _WIDTHS[int(name[4]) - 1]
             if name.startswith("conv"):
                 made.append(nn.Conv2d(channels, width, 3, padding=1))
                 channels = width
