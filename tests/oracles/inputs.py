@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,24 +32,26 @@ def weights(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Each entry depends on its name from the last number on ("12.weight") and its shape, not on what stands before it.
     """
-    made = {}
-    for name, entry in entries.items():
-        shape = tuple(entry.shape)
-        seed = zlib.crc32(f"{name.rsplit('.', 1)[-1]}{shape}".encode()) % 2**31
-        draw = np.random.RandomState(seed).standard_normal(shape)
-        if name.endswith("num_batches_tracked"):
-            made[name] = torch.zeros_like(entry)
-            continue
-        if len(shape) == 4:
-            value = draw * (2 / np.prod(shape[1:])) ** 0.5
-        elif name.endswith("running_var"):
-            value = 1 + 0.2 * np.abs(draw)
-        elif name.endswith("weight"):
-            value = 1 + 0.1 * draw
-        else:
-            value = 0.05 * draw
-        made[name] = torch.from_numpy(value).float()
-    return made
+    return {
+        name: torch.zeros_like(entry)
+        if name.endswith("num_batches_tracked")
+        else _drawn(name.rsplit(".", 1)[-1], tuple(entry.shape))
+        for name, entry in entries.items()
+    }
+
+
+@lru_cache
+def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+    draw = np.random.RandomState(zlib.crc32(f"{name}{shape}".encode()) % 2**31).standard_normal(shape)
+    if len(shape) == 4:
+        value = draw * (2 / np.prod(shape[1:])) ** 0.5
+    elif name == "running_var":
+        value = 1 + 0.2 * np.abs(draw)
+    elif name == "weight":
+        value = 1 + 0.1 * draw
+    else:
+        value = 0.05 * draw
+    return torch.from_numpy(value).float()
 
 
 def heads(channels: tuple[int, ...]) -> list[Tensor]:
