@@ -21,7 +21,7 @@ from test_training import interrupt_after
 BALANCED = [
     "steps.generator.losses.big={type: pix, criterion: l2, weight: 3, real: hq, fake: gen}",
     "steps.generator.losses.tv={type: tv, weight: 2, fake: gen}",
-    "steps.generator.balance={at: gen, rate: 0.9}",
+    "steps.generator.balance={at: gen, decay: 0.9}",
 ]
 
 
@@ -63,7 +63,7 @@ def test_weights_become_shares_of_the_gradient():
 
 
 def test_norms_are_averaged_over_time():
-    balancer = Balancer(section(rate=0.5), "generator", ["a", "b"])
+    balancer = Balancer(section(decay=0.5), "generator", ["a", "b"])
     seen = []
     for size in (1.0, 4.0, 2.0):
         anchor = torch.ones(2, 3, requires_grad=True)
@@ -82,7 +82,7 @@ def test_the_scale_of_the_losses_does_not_matter_and_float16_scaling_neither():
 
 def test_halves_of_a_batch_move_the_average_as_the_whole_does():
     anchor = torch.randn(8, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    whole, halves = (Balancer(section(rate=0.9), "s", ["small", "large", "apart"]) for _ in range(2))
+    whole, halves = (Balancer(section(decay=0.9), "s", ["small", "large", "apart"]) for _ in range(2))
     gradient_at(anchor, whole)
     for part in (anchor[:4], anchor[4:]):
         gradient_at(part.detach().requires_grad_(), halves, share=0.5)
@@ -116,7 +116,7 @@ def test_without_a_gradient_at_the_key_nothing_can_be_balanced():
         balancer.weights([], {"gen": torch.ones(2)}, 1.0, Meter())
 
 
-# ----------------------------------------------------------------------------------------------------------------------- in a run
+# --------------------------------------------------------------------------------------------------------------------- in a run
 
 
 def test_a_run_logs_shares_near_the_weights(tmp_path):

@@ -94,7 +94,7 @@ def test_a_layer_that_is_not_there_is_explained():
         create_loss(FEATURE | {"which_model_F": "resnet50", "layer_weights": {"layer5": 1.0}})
 
 
-# ----------------------------------------------------------------------------------------------------- where weights are looked for
+# ------------------------------------------------------------------------------------------------- where weights are looked for
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_the_order_in_which_places_are_looked_at(nowhere, monkeypatch):
     (nowhere / "given.pth").write_text("x")
     assert find_weights("vgg16", str(nowhere / "given.pth"), "x") == nowhere / "given.pth"
     assert find_weights("vgg16", str(nowhere / "mine"), "x") == mine
-    with pytest.raises(CheckpointError, match=r"there is no file .*no\.pth \('load_path'\); expected: weights"):
+    with pytest.raises(CheckpointError, match=r"x needs weights, and there is no file .*no\.pth \('load_path'\); fetch"):
         find_weights("vgg16", str(nowhere / "no.pth"), "x")
 
 
@@ -162,7 +162,7 @@ def test_a_file_of_a_package_is_found_without_importing_it():
     assert files._in_package("no-such-package", "x") is None
 
 
-# ------------------------------------------------------------------------------------------------------------------- loss feature
+# ----------------------------------------------------------------------------------------------------------------- loss feature
 
 FEATURE = {"type": "feature", "which_model_F": "vgg", "criterion": "l1", "real": "real", "fake": "fake"}
 
@@ -270,7 +270,7 @@ def test_losses_with_networks_are_rehearsed_without_weights(nowhere, tmp_path):
     assert run.largest.peak.total > 4 * 2 * 14_714_688  # VGG16 twice, at least
 
 
-# ---------------------------------------------------------------------------------------------------------------- LPIPS and DISTS
+# -------------------------------------------------------------------------------------------------------------- LPIPS and DISTS
 
 
 @pytest.mark.parametrize("net", BACKBONES)
@@ -322,7 +322,7 @@ def test_learned_distances_are_losses(kind, options):
     assert fake.grad.abs().max() > 0
 
 
-# ---------------------------------------------------------------------------------------------------- the weights that a package has
+# ----------------------------------------------------------------------------------------------- the weights that a package has
 
 
 def test_mobilenet_with_real_weights_knows_what_is_in_a_photograph():

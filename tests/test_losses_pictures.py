@@ -42,7 +42,7 @@ def compute(kind: str, real: Tensor, fake: Tensor, **options) -> Tensor:
     return create_loss({"type": kind, "real": "hq", "fake": "gen"} | options)({"hq": real, "gen": fake}, Context({}))
 
 
-# ------------------------------------------------------------------------------------------------------ other libraries' numbers
+# ----------------------------------------------------------------------------------------------------- other libraries' numbers
 
 
 def test_ssim_and_ms_ssim_are_those_of_other_libraries():
@@ -97,7 +97,7 @@ def test_ldl_is_that_of_basicsr():
     assert (weights[:, :, 20:] > 0).float().mean() > 0.99
 
 
-# ------------------------------------------------------------------------------------------------------------------ closed forms
+# ----------------------------------------------------------------------------------------------------------------- closed forms
 
 
 def test_fft_of_one_frequency():
@@ -186,7 +186,7 @@ def test_fewer_scales_have_exponents_that_sum_to_one():
         compute("ms_ssim", real, fake)
 
 
-# -------------------------------------------------------------------------------------------------------------------- all of them
+# ------------------------------------------------------------------------------------------------------------------ all of them
 
 
 @pytest.mark.parametrize(("kind", "options"), LOSSES.items())

@@ -1,4 +1,4 @@
-"""Metrics that are classes: learned distances, Fréchet distances, and those without a true picture; and how a run measures them."""
+"""Metrics that are classes: learned distances, Fréchet distances, those without a true picture; and how runs measure them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def saved(path: Path, tensors: dict[str, Tensor]) -> str:
     return str(path)
 
 
-# ----------------------------------------------------------------------------------------------------- numbers of other libraries
+# --------------------------------------------------------------------------------------------------- numbers of other libraries
 
 
 def test_ms_ssim_is_that_of_another_library():
@@ -117,7 +117,7 @@ def test_niqe_of_a_picture_that_is_the_model_is_small():
     assert far > niqe(picture, mean, covariance) > 0
 
 
-# -------------------------------------------------------------------------------------------------------------- Fréchet distances
+# ------------------------------------------------------------------------------------------------------------ Fréchet distances
 
 
 def test_frechet_distance_of_normal_distributions():
@@ -244,7 +244,7 @@ def test_which_way_is_better_is_told_without_importing():
         assert entry.attributes.get("higher_is_better", True) == (name not in lower), name
 
 
-# ----------------------------------------------------------------------------------------------------------------------- in a run
+# --------------------------------------------------------------------------------------------------------------------- in a run
 
 
 def test_a_run_measures_them_and_takes_their_options(tmp_path, nowhere):

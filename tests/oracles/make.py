@@ -1,4 +1,4 @@
-"""Writes values.json with the libraries named in README.md: ``python make.py BASICSR``, the folder of BasicSR 1.4.2's source."""
+"""Writes values.json with the libraries named in README.md: ``python make.py BASICSR``, BasicSR 1.4.2's source."""
 
 from __future__ import annotations
 

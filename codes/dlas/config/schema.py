@@ -143,7 +143,7 @@ class BalanceConfig(Section):
 
     at: str = req("state key where gradients are compared: what the step's network writes, `gen` for instance")
     total: PositiveFloat = opt(1.0, "norm of each sample's gradient at the key, of all balanced losses together")
-    rate: Fraction = opt(0.999, "share of the old average of a loss's gradient norm kept at each step")
+    decay: Fraction = opt(0.999, "share of the old average of a loss's gradient norm kept at each step")
     exclude: list[str] = opt([], "losses that keep their weights; so do those that do not depend on the key")
 
 
@@ -278,8 +278,8 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, BalanceConfig, StepConfig, EmaConfig, TrainConfig,
-        EvalConfig, LoggerConfig, PathConfig, Config,
+        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, BalanceConfig, StepConfig, EmaConfig,
+        TrainConfig, EvalConfig, LoggerConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

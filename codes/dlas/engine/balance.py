@@ -31,7 +31,7 @@ class Balancer:
     sum_i of total * (w_i / sum of w) * g_i / n_i. Losses that do not depend on the key keep their weights. Nothing waits for
     the device.
 
-    The average is exact for its history: sum of rate^k n over sum of rate^k. In runs with micro-batches each moves it by its
+    The average is exact for its history: sum of decay^k n over sum of decay^k. In runs with micro-batches each moves it by its
     share of the batch, so how the batch is cut changes results a little.
 
     Args:
@@ -101,11 +101,11 @@ class Balancer:
         return norm if scale is None else norm / scale
 
     def _average(self, name: str, norm: Tensor, share: float) -> Tensor:
-        rate = self.config.rate**share
+        decay = self.config.decay**share
         sums = self.norms.get(name)
         if sums is None:
             sums = self.norms[name] = torch.zeros(2, device=norm.device)
-        moved = sums.to(norm.device) * rate + share * torch.stack([norm, torch.ones_like(norm)])
+        moved = sums.to(norm.device) * decay + share * torch.stack([norm, torch.ones_like(norm)])
         # One gradient that is not finite must not be remembered.
         self.norms[name] = torch.where(norm.isfinite(), moved, sums)
         return self.norms[name][0] / self.norms[name][1]

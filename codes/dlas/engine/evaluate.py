@@ -77,6 +77,8 @@ class Evaluator:
         self.crop = config.scale if self.section.crop_border is None else self.section.crop_border
         # The baseline's figures by data set: of each picture, and of the set. They are the same at every validation.
         self._baselines: dict[int, tuple[dict[str, dict[str, float]], dict[str, float]]] = {}
+        if any(name != "train" for name in config.datasets):
+            self._metrics()  # one that lacks its weights is found now, not when the first validation comes
 
     def run(
         self, dataset: Dataset, step: int, show: Callable[[Evaluated], None], bad_files: dict[str, str] | None = None

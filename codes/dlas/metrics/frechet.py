@@ -131,7 +131,7 @@ def _inception(path: str | None, device: torch.device) -> FIDInception:
 _classifier = lru_cache(maxsize=1)(load_classifier)
 
 
-@METRICS.register("fid", "calculate_fid")
+@METRICS.register("fid")
 class FID(FrechetMetric):
     """Fréchet inception distance of the set of predictions from the set of true pictures; lower is better.
 

@@ -26,7 +26,7 @@ _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _NAMES = (("mu_pris_param", "cov_pris_param"), ("mu_prisparam", "cov_prisparam"))
 
 
-@METRICS.register("niqe", "calculate_niqe")
+@METRICS.register("niqe")
 class NIQE(SampleMetric):
     """Natural image quality evaluator: distance of a picture's statistics from those of pristine ones; lower is better.
 

