@@ -33,6 +33,8 @@ class NIQE(SampleMetric):
     It looks at the luma, rounded to 8 bits, in blocks of 96 pixels, and needs no true picture. The parameters of pristine
     pictures are the authors'; they are looked for (docs/losses.md).
 
+    In flat regions, such as clipped skies, its fits hang on rounding: there programs differ by some tenths of a percent.
+
     Args:
         load_path: file of the parameters: BasicSR's `niqe_pris_params.npz`, or the authors' `modelparameters.mat`. Not given:
             looked for.
