@@ -120,7 +120,7 @@ def test_scalars_mean_what_they_say(text, value):
         (
             "criterion: l1",
             "criterion: l3",
-            "file.yml:21:46: steps.generator.losses.pix.criterion: expected one of l1, l2, charbonnier, huber, found",
+            "file.yml:21:46: steps.generator.losses.pix.criterion: expected one of l1, l2, charbonnier, huber, smooth_l1",
         ),
         (
             "training: generator",

@@ -85,10 +85,10 @@ def test_a_fidelity_file(tmp_path):
     assert config.train.lr_scheme.options == {"gen_lr_steps": [2000, 4000], "lr_gamma": 0.5}
     assert (config.train.niter, config.train.val_freq, config.train.warmup_iter) == (5000, 1000, -1)
     assert config.train.ema.rate == 0.999
-    assert (config.eval.metrics, config.eval.crop_border, config.eval.save_images) == (["psnr_y"], 2, False)
+    assert (config.eval.metrics, config.eval.crop_border, config.eval.save_images) == (["psnr_y", "niqe"], 2, False)
     assert (config.logger.print_freq, config.logger.save_checkpoint_freq, config.logger.tensorboard) == (100, 1000, True)
     lost = [each.path for each in convert(FILES / "basicsr_psnr.yml").uncarried]
-    assert lost == ["datasets.val_2.meta_info_file", "val.metrics.niqe.type"]
+    assert lost == ["datasets.val_2.meta_info_file"]
 
 
 def test_an_adversarial_file(tmp_path):
@@ -96,7 +96,12 @@ def test_an_adversarial_file(tmp_path):
     assert config.datasets["train"].batch_size == 16  # of both GPUs
     assert list(config.steps) == ["generator", "discriminator"]
     losses = config.steps["generator"].losses
-    assert {name: loss.weight for name, loss in losses.items()} == {"pix": 0.01, "feature": 0.7, "gan": 0.005}
+    assert {name: loss.weight for name, loss in losses.items()} == {"pix": 0.01, "feature": 0.7, "ldl": 1.0, "gan": 0.005}
+    assert losses["feature"].options["layer_weights"] == {"conv4_4": 0.5, "conv5_4": 1}
+    assert losses["feature"].options["which_model_F"] == "vgg19"
+    assert losses["ldl"].options["reference"] == "gen_ema"
+    assert losses["ldl"].options["weights_learn"] is True
+    assert config.steps["generator"].injectors["gen_ema"].type == "generator_ema"
     assert all(loss.after == 100 for loss in losses.values())
     assert losses["gan"].options["gan_type"] == "esrgan"
     assert config.steps["discriminator"].losses["gan"].options["gan_type"] == "esrgan"
@@ -120,10 +125,66 @@ def test_a_file_of_redux(tmp_path):
     assert config.networks["generator"].options == {"pixel_unshuffle": True, "nf": 32, "nb": 4}
     assert config.steps["generator"].clip_grad_eps == 1.0
     assert config.train.lr_scheme.type == "CosineAnnealingLR"
-    assert config.eval.metrics == ["ssim"]
+    assert config.eval.metrics == ["ssim", "dists"]
     lost = {each.path: each.reason for each in convert(FILES / "redux_otf.yml").uncarried}
     assert "bicubic" in lost["datasets.train.type"]
     assert "mssimloss" in lost["train.losses[1]"]
+    assert "the nearest is ms_ssim" in lost["train.losses[1]"]
+
+
+def with_losses(tmp_path: Path, text: str) -> Config:
+    """The adversarial file with further losses."""
+    path = tmp_path / "file.yml"
+    whole = (FILES / "basicsr_gan.yml").read_text()
+    path.write_text(whole.replace("  ldl_opt: {type: LDLLoss, loss_weight: 1.0}\n", text))
+    out = tmp_path / "out.yml"
+    out.write_text(convert(path).text)
+    return load(out)
+
+
+def test_losses_are_carried_with_their_options(tmp_path):
+    config = with_losses(
+        tmp_path,
+        "  tv_opt: {type: WeightedTVLoss, loss_weight: 0.1, reduction: mean}\n"
+        "  color_opt: {type: colorloss, loss_weight: 0.2, criterion: charbonnier, scale: 8}\n"
+        "  ff_opt: {type: FocalFrequencyLoss, loss_weight: 0.3, alpha: 2.0}\n"
+        "  dists_opt: {type: distsloss, loss_weight: 0.4}\n",
+    )
+    losses = config.steps["generator"].losses
+    assert {"tv": 0.1, "color": 0.2, "focal_frequency": 0.3, "dists": 0.4}.items() <= {
+        name: loss.weight for name, loss in losses.items()
+    }.items()
+    assert losses["color"].options == {"real": "hq", "fake": "gen", "criterion": "charbonnier", "scale": 8}
+    assert losses["focal_frequency"].options["alpha"] == 2.0
+    assert losses["tv"].options == {"fake": "gen"}
+    assert "gen_ema" not in config.steps["generator"].injectors
+
+
+def test_perceptual_and_style_losses_and_labels(tmp_path):
+    path = tmp_path / "file.yml"
+    text = (FILES / "basicsr_gan.yml").read_text()
+    for old, new in (
+        ("vgg_type: vgg19", "vgg_type: vgg16"),
+        ("range_norm: false", "range_norm: true"),
+        ("style_weight: 0\n", "style_weight: 120\n"),
+        ("      'conv4_4': 0.5\n", "      'relu4_3': 0.5\n      'head': 1\n"),
+        ("real_label_val: 1.0", "real_label_val: 0.9"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text.replace("'conv5_4': 1  # before relu", "'conv5_3': 1"))
+    said = convert(path)
+    assert [each.path for each in said.uncarried if "layer_weights" in each.path] == ["train.perceptual_opt.layer_weights.head"]
+    (tmp_path / "out.yml").write_text(said.text)
+    steps = load(tmp_path / "out.yml").steps
+    losses = steps["generator"].losses
+    assert losses["style"].weight == 120
+    for name in ("feature", "style"):
+        assert losses[name].options["which_model_F"] == "vgg16"
+        assert losses[name].options["layer_weights"] == {"relu4_3": 0.5, "conv5_3": 1}
+        assert losses[name].options["range_norm"] is True
+    assert losses["gan"].options["real_label"] == 0.9
+    assert steps["discriminator"].losses["gan"].options["real_label"] == 0.9
 
 
 def test_degradations_that_are_off_are_not_lost(tmp_path):
@@ -233,4 +294,5 @@ def test_a_converted_file_trains(tmp_path):
         "datasets.train.batch_size=2",
     ]
     short = ["train.niter=2", "datasets.train.n_workers=0", f"path.experiments={tmp_path}", "logger.tensorboard=false"]
+    short.append("eval.metrics=[psnr_y]")  # the parameters of NIQE are not at hand
     assert Trainer(load(path, [*small, *short])).run().step == 2

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import toys
 from dlas.engine.ema import ModelEma
-from dlas.errors import CheckpointError
+from dlas.errors import CheckpointError, ConfigurationError
+from runs import batches, trainer
 
 
 class Net(nn.Module):
@@ -271,3 +273,21 @@ def test_training_goes_on_after_swapping() -> None:
     before = network.out.weight.detach().clone()
     optimizer.step()
     assert not torch.equal(network.out.weight, before)
+
+
+def test_the_output_of_the_average_is_a_reference_in_training(tmp_path):
+    """`generator_ema` gives what the network gives with the averaged weights, and leaves the network as it was."""
+    injector = "steps.generator.injectors.ema={type: generator_ema, generator: generator, in: lq, out: steady, train: true}"
+    loss = "steps.generator.losses.ldl={type: ldl, weight: 1, real: hq, fake: gen, reference: steady}"
+    run = trainer(tmp_path, toys.PSNR, injector, loss, "networks.generator.dropout=0.5")
+    first, second = batches(run, 2)
+    run.iterate(first)
+    network, before = run.networks["generator"], run.emas["generator"].state_dict()
+    (part,) = run.iterate(second)
+    with torch.no_grad():
+        expected = torch.func.functional_call(network.eval(), before, (part.state["lq"],))
+    torch.testing.assert_close(part.state["steady"], expected)
+    assert not torch.equal(part.state["steady"], part.state["gen"])
+    assert network.train().training
+    with pytest.raises(ConfigurationError, match="the run keeps no average of 'generator'"):
+        trainer(tmp_path, toys.PSNR, injector, "train.ema.enabled=false").iterate(batches(run, 1)[0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlas.context import Context
+from dlas.engine.ema import ModelEma
 from dlas.errors import ConfigurationError, TrainingError
 from dlas.injectors import create_injector
 from dlas.registry import INJECTORS, python_name, yaml_name
@@ -48,7 +49,8 @@ class NeedsSixteen(nn.Module):
 
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
     networks = {"net": Doubler(), "disc": NeedsSixteen()}
-    return Context(networks=networks, positions=list(positions), **{"seed": 7, "step": 3, **changes})
+    averages = {"net": ModelEma(networks["net"], rate=0.9)}
+    return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
 
 def images(channels: int = 3, height: int = 16, width: int = 16) -> Tensor:
@@ -66,6 +68,7 @@ DECOMPOSED["x"] = DECOMPOSED["x"].permute(2, 0, 1, 3).flatten(0, 1)
 # One row for each injector: its options and the state that it reads.
 TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "generator": ({"generator": "net", "in": ["x", "None"], "out": "o"}, image_state()),
+    "generator_ema": ({"generator": "net", "in": ["x", "None"], "out": "o"}, image_state()),
     "discriminator": ({"discriminator": "disc", "in": "x", "out": "o"}, image_state()),
     "slice": ({"in": "x", "out": "o", "dim": -1, "start": 1, "end": -1, "step": 2}, image_state()),
     "channel_clip": ({"in": "x", "out": "o", "channel_low": 1, "channel_high": 3}, image_state()),

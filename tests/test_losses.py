@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dlas.context import Context
 from dlas.errors import ConfigurationError
 from dlas.losses import Loss, create_loss
-from dlas.losses.gan import discriminator_loss, discriminator_terms, generator_loss
+from dlas.losses.gan import Labels, discriminator_loss, discriminator_terms, generator_loss
 from dlas.losses.penalties import input_gradient, interpolate_gradient_penalty, r1_penalty, unit_gradient_penalty
 
 KINDS = ["gan", "vanilla", "pixgan", "ragan", "esrgan", "lsgan", "hinge", "wgan", "wgan_softplus"]
@@ -77,7 +77,10 @@ def test_keys_of_the_step_are_not_options() -> None:
             {"type": "pix", "criterion": "l1", "real": "hq", "fake": "gen", "eps": 1e-3},
             "'eps' belongs to criterion: charbonnier",
         ),
-        ({"type": "pix", "criterion": "l2", "real": "hq", "fake": "gen", "delta": 1.0}, "'delta' belongs to criterion: huber"),
+        (
+            {"type": "pix", "criterion": "l2", "real": "hq", "fake": "gen", "delta": 1.0},
+            "'delta' belongs to criterion: huber or smooth_l1",
+        ),
         ({"type": "generator_gan", "gan_type": "ragan", "discriminator": "d", "fake": "gen"}, "compares with real samples"),
     ],
 )
@@ -102,6 +105,8 @@ def _pix(criterion: str, difference: Tensor, **options) -> Tensor:
         ("l2", {}, (0.25 + 4 + 0 + 9) / 4),
         ("charbonnier", {"eps": 1.0}, (math.sqrt(1.25) + math.sqrt(5) + 1 + math.sqrt(10)) / 4),
         ("charbonnier", {}, (0.5 + 2 + 1e-3 + 3) / 4),
+        ("smooth_l1", {}, (0.125 + 1.5 + 0 + 2.5) / 4),
+        ("smooth_l1", {"delta": 2.0}, (0.0625 + 1 + 0 + 2) / 4),
         ("huber", {}, (0.125 + 1.5 + 0 + 2.5) / 4),
         ("huber", {"delta": 2.0}, (0.125 + 2 + 0 + 4) / 4),
     ],
@@ -125,7 +130,7 @@ def test_pix_scales_and_shifts_the_real_image() -> None:
     assert loss({"hq": torch.tensor([0.75]), "gen": torch.tensor([0.0])}, Context({})) == 0.5
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2", "charbonnier", "huber"])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "charbonnier", "huber", "smooth_l1"])
 def test_pix_is_computed_in_float32(criterion: str) -> None:
     loss = create_loss({"type": "pix", "criterion": criterion, "real": "hq", "fake": "gen"})
     fake = torch.full((1000,), 0.1, dtype=torch.bfloat16)
@@ -368,13 +373,123 @@ def test_which_network_is_the_discriminator() -> None:
         _discriminator_gan()(state, Context({"judge": judge}, trained=["judge", "other"]))
 
 
-def test_a_discriminator_gives_one_tensor() -> None:
-    class Pair(nn.Module):
-        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-            return image, image
+class Scales(nn.Module):
+    """Judges at two scales; the second's logits come with features before them."""
 
-    with pytest.raises(ValueError, match="one tensor of logits, not a tuple"):
-        _discriminator_gan()(_images(), _context(Pair()))
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine = Judge(), Judge()
+        nn.init.constant_(self.fine.layer.weight, 0.1)
+
+    def forward(self, image: Tensor) -> list:
+        return [self.coarse(image), [image, self.fine(image)]]
+
+
+@pytest.mark.parametrize("kind", ["gan", "esrgan", "lsgan", "hinge", "wgan"])
+def test_several_scales_are_averaged(kind: str) -> None:
+    scales, state = Scales(), _images()
+    for make in (_generator_gan, _discriminator_gan):
+        options = {"gan_type": kind} | ({"r1_gamma": 0.0} if make is _discriminator_gan else {})
+        found, logged = make(**options)(state, _context(scales))
+        apart = [make(**options)(state, _context(judge)) for judge in (scales.coarse, scales.fine)]
+        torch.testing.assert_close(found, (apart[0][0] + apart[1][0]) / 2)
+        for key, value in logged.items():
+            torch.testing.assert_close(value, (apart[0][1][key] + apart[1][1][key]) / 2)
+
+
+def test_penalties_are_of_all_scales_together() -> None:
+    scales, state = Scales(), _images()
+    _, logged = _discriminator_gan(r1_gamma=2.0, gradient_penalty=True, interpolate_penalty=10.0)(state, _context(scales))
+    images = state["hq"].clone().requires_grad_()
+    both = scales.coarse(images) + scales.fine(images)
+    torch.testing.assert_close(logged["r1"], r1_penalty(both, images).detach())
+    assert logged.keys() >= {"gradient_penalty", "interpolate_penalty"}
+
+
+def test_what_a_discriminator_may_return() -> None:
+    class Odd(nn.Module):
+        def forward(self, image: Tensor) -> dict:
+            return {"logits": image}
+
+    with pytest.raises(ValueError, match="one tensor of logits, or a list of one for each scale, not a dict"):
+        _discriminator_gan()(_images(), _context(Odd()))
+
+
+# Labels
+
+
+@pytest.mark.parametrize("kind", ["gan", "ragan", "esrgan"])
+def test_smooth_labels_are_those_of_the_cross_entropy(kind: str) -> None:
+    real, fake = _random(8), _random(8, seed=1)
+    labels = Labels(0.9, 0.1)
+    shifted = (real, fake) if kind == "gan" else (real - fake.mean(), fake - real.mean())
+    factor = 0.5 if kind == "esrgan" else 1.0
+    expected = [
+        factor * F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+        for logits, label in zip(shifted, (0.9, 0.1), strict=True)
+    ]
+    torch.testing.assert_close(list(discriminator_terms(kind, real, fake, labels)), expected)
+    if kind == "gan":
+        expected_of_generator = F.binary_cross_entropy_with_logits(fake, torch.full_like(fake, 0.9))
+        torch.testing.assert_close(generator_loss(kind, fake, labels=labels), expected_of_generator)
+
+
+def test_smooth_labels_of_least_squares() -> None:
+    real, fake = torch.tensor([1.0, 0.5]), torch.tensor([0.5, -0.5])
+    assert discriminator_loss("lsgan", real, fake, Labels(0.5, 0.25)).item() == pytest.approx(0.125 + (0.0625 + 0.5625) / 2)
+    found, _ = _generator_gan(gan_type="lsgan", real_label=0.5)({"hq": real, "gen": fake}, _context(nn.Identity(), range(2)))
+    assert found.item() == pytest.approx(0.5)
+
+
+def test_labels_of_samples_are_noisy_and_flipped_however_the_batch_is_cut() -> None:
+    state = {"hq": _random(64, 1), "gen": _random(64, 1, seed=1)}
+    loss = _discriminator_gan(label_noise=0.2, label_flip=0.25)
+    found, _ = loss(state, _context(nn.Identity(), range(64)))
+    halves = [loss({k: v[i : i + 32] for k, v in state.items()}, _context(nn.Identity(), range(i, i + 32)))[0] for i in (0, 32)]
+    torch.testing.assert_close(found, sum(halves) / 2)
+    labels = loss._labels(state["hq"], _context(nn.Identity(), range(64)), "s")
+    flipped = labels.real < 0.5
+    assert 6 <= flipped.sum() <= 26
+    assert (labels.real[~flipped] - 1).abs().max() <= 0.2
+    assert labels.real.unique().numel() == 64
+    assert not labels.real.equal(1 - labels.fake)
+
+
+@pytest.mark.parametrize("options", [{"real_label": 0.9}, {"fake_label": 0.1}, {"label_noise": 0.1}, {"label_flip": 0.1}])
+def test_kinds_without_labels_refuse_them(options: dict) -> None:
+    with pytest.raises(ConfigurationError, match="gan_type hinge compares with no labels"):
+        _discriminator_gan(gan_type="hinge", **options)
+
+
+# Penalties as losses of their own
+
+
+def test_penalties_alone_are_those_beside_the_adversarial_loss() -> None:
+    judge, state = Judge(), _images()
+    _, logged = _discriminator_gan(r1_gamma=10.0, gradient_penalty=True)(state, _context(judge))
+    alone = {kind: create_loss({"type": kind, "real": "hq"})(state, _context(judge)) for kind in ("r1", "gradient_penalty")}
+    torch.testing.assert_close(alone["r1"].detach(), logged["r1"])
+    torch.testing.assert_close(10 * alone["gradient_penalty"].detach(), logged["gradient_penalty"])
+    between = create_loss({"type": "gradient_penalty", "real": "hq", "fake": "gen"})(state, _context(judge))
+    assert not torch.isclose(between, alone["gradient_penalty"])
+    alone["r1"].backward()
+    assert judge.layer.weight.grad.abs().max() > 0
+
+
+def test_path_length_keeps_a_running_mean() -> None:
+    mapping = nn.Linear(6, 12, bias=False)
+    latents = _random(4, 6).requires_grad_()
+    state = {"w": latents, "gen": mapping(latents).view(4, 3, 2, 2)}
+    loss = create_loss({"type": "path_length", "w_styles": "w", "gen": "gen", "decay": 0.5})
+    first, logged = loss(state, Context({}, positions=range(4)))
+    torch.testing.assert_close(loss.running_mean, logged["length"] / 2)
+    noise = Context({}, positions=range(4)).randn((3, 2, 2), "path_length") / 2
+    lengths = (noise.flatten(1) @ mapping.weight).norm(dim=1)
+    torch.testing.assert_close(logged["length"], lengths.mean())
+    torch.testing.assert_close(first, (lengths - lengths.mean() / 2).square().mean())
+    assert "running_mean" in loss.state_dict()
+    with pytest.raises(ConfigurationError, match="no gradient reaches 'w'"):
+        loss(state | {"w": latents.detach()}, Context({}, positions=range(4)))
 
 
 # Penalties

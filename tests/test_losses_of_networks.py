@@ -1,84 +1,17 @@
-"""Losses that run a network: the perceptual one, and those that ask for invariance."""
+"""Losses that run the trained network once more and ask for invariance."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
 from dlas.context import Context
 from dlas.engine.gate import Gate
-from dlas.errors import CheckpointError, ConfigurationError
+from dlas.errors import ConfigurationError
 from dlas.injectors import create_injector
-from dlas.layers.vgg import VGG19Features
 from dlas.losses import create_loss
 from dlas.losses.invariance import CORNERS, MOTIONS
-
-FEATURE = {"type": "feature", "which_model_F": "vgg", "criterion": "l1", "real": "real", "fake": "fake"}
-
-
-@pytest.fixture
-def weights(tmp_path):
-    torch.manual_seed(0)
-    network = VGG19Features()
-    for parameter in network.parameters():
-        parameter.data.mul_(1.5)  # so that something is left after sixteen layers
-    torch.save(network.state_dict() | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
-    return network, tmp_path / "vgg.pth"
-
-
-def test_the_network_has_the_layers_of_vgg19_in_torchvisions_names():
-    network = VGG19Features()
-    places = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]
-    widths = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
-    own = network.state_dict()
-    assert list(own) == [f"features.{place}.{name}" for place in places for name in ("weight", "bias")]
-    assert [own[f"features.{place}.weight"].shape[0] for place in places] == widths
-    assert sum(value.numel() for value in own.values()) == 20_024_384  # VGG19 without its linear layers
-    x = torch.rand(1, 3, 32, 48)
-    expected = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    for before, place in zip([0, *places], places, strict=False):
-        expected = F.max_pool2d(expected, 2) if place - before == 3 else expected
-        expected = F.conv2d(expected, own[f"features.{place}.weight"], own[f"features.{place}.bias"], padding=1)
-        expected = F.relu(expected) if place != places[-1] else expected
-    with torch.no_grad():
-        torch.testing.assert_close(network(x), expected)
-    assert (expected < 0).any()
-
-
-def test_the_perceptual_loss_is_the_distance_of_features(weights):
-    network, path = weights
-    loss = create_loss(FEATURE | {"load_path": str(path)})
-    loss.prepare(torch.device("cpu"))
-    real, fake = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32, requires_grad=True)
-    value = loss({"real": real, "fake": fake}, Context({}))
-    torch.testing.assert_close(value, F.l1_loss(network(fake), network(real)))
-    value.backward()
-    assert fake.grad.abs().max() > 0
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in loss.parameters())
-    assert not loss.network.training
-
-
-def test_weights_may_be_safetensors(weights, tmp_path):
-    network, _ = weights
-    save_file(network.state_dict(), tmp_path / "vgg.safetensors")
-    loss = create_loss(FEATURE | {"load_path": str(tmp_path / "vgg.safetensors")})
-    loss.prepare(torch.device("cpu"))
-    assert loss.network.state_dict()["features.0.weight"].equal(network.state_dict()["features.0.weight"])
-
-
-def test_without_weights_there_is_no_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"there is no file .*checkpoints/vgg19-dcbb9e9d\.pth; fetch"):
-        create_loss(FEATURE).prepare(torch.device("cpu"))
-    (tmp_path / "x.pth").write_text("text")
-    with pytest.raises(CheckpointError, match="cannot be read as weights"):
-        create_loss(FEATURE | {"load_path": str(tmp_path / "x.pth")}).prepare(torch.device("cpu"))
-    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "y.pth")
-    with pytest.raises(CheckpointError, match=r"features\.0\.weight is missing or of another shape"):
-        create_loss(FEATURE | {"load_path": str(tmp_path / "y.pth")}).prepare(torch.device("cpu"))
 
 
 class Shift(nn.Module):

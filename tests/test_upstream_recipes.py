@@ -18,7 +18,7 @@ from dlas.config.source import read_yaml
 from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
 from dlas.errors import CheckpointError
-from dlas.layers.vgg import VGG19Features
+from dlas.layers.classifiers import build_classifier
 from runs import batches, rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def data(tmp_path, chunks) -> list[str]:
 def vgg(tmp_path) -> str:
     """A file of untrained weights in place of VGG19's."""
     torch.manual_seed(0)
-    torch.save(VGG19Features().state_dict(), tmp_path / "vgg.pth")
+    torch.save(build_classifier("vgg19", ["conv5_4"]).state_dict(), tmp_path / "vgg.pth")
     return f"steps.generator.losses.feature.load_path={tmp_path / 'vgg.pth'}"
 
 
@@ -122,14 +122,14 @@ def test_what_is_planned_is_an_error_where_no_network_is_missing(tmp_path):
     )
     path = tmp_path / "file.yml"
     path.write_text(
-        text.replace("type: translational", "type: stylegan2_pathlen").replace(
+        text.replace("type: translational", "type: stylegan2_divergence").replace(
             "logger:\n", "logger:\n  is_mel_spectrogram: true\n"
         )
     )
     errors = [problem.message for problem in check(path) if problem.severity == "error"]
     assert len(errors) == 3
     assert any("no evaluator is called 'sr_fid' yet" in each for each in errors)
-    assert any("no loss is called 'stylegan2_pathlen' yet" in each for each in errors)
+    assert any("no loss is called 'stylegan2_divergence' yet" in each for each in errors)
 
 
 def test_a_misspelt_name_beside_a_missing_network_is_an_error_of_its_own(tmp_path):
@@ -182,7 +182,7 @@ def test_the_gan_recipes_train_with_all_gates_open(name, data, vgg, tmp_path):
 def test_a_run_that_needs_weights_that_are_not_there_does_not_begin(data, tmp_path):
     missing = f"steps.generator.losses.feature.load_path={tmp_path}/none.pth"
     config = load(recipe("train_div2k_esrgan"), [*SMALL, *data, missing, "train.niter=80001"])
-    with pytest.raises(CheckpointError, match=r"none\.pth; fetch torchvision's"):
+    with pytest.raises(CheckpointError, match=r"needs torchvision's VGG19 .*none\.pth .*fetch vgg19"):
         Trainer(config)
     Trainer(load(recipe("train_div2k_esrgan"), [*SMALL, *data, missing, "train.niter=80000"]))
 

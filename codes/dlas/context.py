@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ def mix_seed(*parts: int | str) -> int:
     return state >> 1
 
 
+class Averages(Protocol):
+    """Averages of a network's weights."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by the names they have in the network's modules."""
+
+
 @dataclass
 class Context:
     """Given to every injector and loss of a micro-batch.
@@ -35,6 +43,7 @@ class Context:
         training: False in evaluation.
         seed: seed of the run.
         positions: position of each sample of the micro-batch in the run's endless sample order.
+        averages: averages of networks' weights by name of the network, where the run keeps them; none in evaluation.
     """
 
     networks: Mapping[str, nn.Module]
@@ -43,6 +52,7 @@ class Context:
     training: bool = True
     seed: int = 0
     positions: Sequence[int] = field(default_factory=list)
+    averages: Mapping[str, Averages] = field(default_factory=dict)
 
     def network(self, name: str) -> nn.Module:
         """The network called `name`."""

@@ -59,7 +59,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "crossentropy": "classification",
         "cross_entropy": "classification",
         "stylegan2_divergence": "StyleGAN2",
-        "stylegan2_pathlen": "StyleGAN2",
     },
     "dataset": {
         "byol_dataset": "two views of each image",

@@ -10,7 +10,7 @@ from typing import Any
 from dlas.config import torch_classes
 from dlas.config.announced import note_not_built
 from dlas.config.homes import belongs_elsewhere
-from dlas.config.schema import NESTED, SECTIONS, Component, Config, ScheduleConfig, Section, StepConfig
+from dlas.config.schema import NESTED, SECTIONS, Component, Config, EvalConfig, ScheduleConfig, Section, StepConfig
 from dlas.config.source import MarkedDict, plain
 from dlas.config.typespec import INVALID, Cursor, Spec, mismatch, parse_type
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Parameter, Registry, nearest, python_name, yaml_name
@@ -110,6 +110,9 @@ class _Builder:
                 values[name] = INVALID
         if cls is StepConfig and not misplaced:
             self.optimizer(node, values, cursor)
+        if cls is EvalConfig and isinstance(node.get("metric_options"), MarkedDict):
+            names = values.get("metrics", EvalConfig().metrics)
+            values["metric_options"] = self.metric_options(node["metric_options"], names, cursor.value(node, "metric_options"))
         if issubclass(cls, Component):
             name_key = cls.NAME_KEYS[0]
             place = cursor.value(node, written.get(name_key, name_key))
@@ -198,6 +201,17 @@ class _Builder:
         return self.options(
             Entry(inner.kind, inner.name, inner.source, inner.attribute, parameters, inner.accepts_any), further, [], cursor
         )
+
+    def metric_options(self, given: Any, metrics: Any, cursor: Cursor) -> dict[str, dict[str, Any]]:
+        """Checks options of metrics, by name, against their signatures."""
+        checked = {}
+        for name, options in given.items():
+            if isinstance(metrics, list) and name not in metrics:
+                known = f"'metrics' has: {', '.join(metrics) or 'nothing'}"
+                cursor.key(given, name).note(f"'{name}' is not measured", known, "warning")
+            elif name in METRICS and isinstance(options, MarkedDict):
+                checked[name] = self.options(METRICS.find(name), options, [], cursor.value(given, name))
+        return checked
 
     def optimizer(self, node: Any, values: dict[str, Any], cursor: Cursor) -> None:
         name = values.get("optimizer", StepConfig.optimizer)

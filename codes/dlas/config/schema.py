@@ -159,6 +159,16 @@ class HealthConfig(Section):
 
 
 @dataclass(kw_only=True)
+class BalanceConfig(Section):
+    """Makes the weights of a step's losses their shares of the gradient at a state key."""
+
+    at: str = req("state key where gradients are compared: what the step's network writes, `gen` for instance")
+    total: PositiveFloat = opt(1.0, "norm of each sample's gradient at the key, of all balanced losses together")
+    decay: Fraction = opt(0.999, "share of the old average of a loss's gradient norm kept at each step")
+    exclude: list[str] = opt([], "losses that keep their weights; so do those that do not depend on the key")
+
+
+@dataclass(kw_only=True)
 class StepConfig(Section):
     """One optimiser's part of an iteration: injectors, losses, backward, update. Steps run in the order of the file."""
 
@@ -173,6 +183,7 @@ class StepConfig(Section):
     every: PositiveInt = opt(1, "trains in iterations that are a multiple of this; injectors run in all of them")
     injectors: dict[str, InjectorConfig] = opt({}, "run in the order of the file")
     losses: dict[str, LossConfig] = opt({}, "weighted and summed")
+    balance: BalanceConfig | None = opt(None, "let the losses' weights be shares of the gradient; off by default")
 
     @property
     def trained(self) -> list[str]:
@@ -239,6 +250,7 @@ class EvalConfig(Section):
     input_state: str = opt("lq", "state key of the input picture, for the baseline and the comparison sheets")
     injectors: dict[str, InjectorConfig] = opt({}, "run instead of the steps' injectors")
     metrics: list[MetricName] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
+    metric_options: dict[str, dict[str, Any]] = opt({}, "options of metrics by name: `lpips: {net: vgg}`")
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
     use_ema: bool = opt(True, "evaluate the averaged weights where there are any")
@@ -338,9 +350,9 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, StepConfig, EmaConfig,
-        WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig,
-        PathConfig, Config,
+        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
+        EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig,
+        CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

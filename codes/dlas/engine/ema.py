@@ -113,6 +113,10 @@ class ModelEma:
                 if slot.holder[slot.key] is not tensor:  # a forward pass has put another tensor there
                     slot.holder[slot.key] = tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by the places of the network's tensors, in the network's precision: for `torch.func.functional_call`."""
+        return {s.name: average.to(s.tensor.dtype) for s, average in zip(self._slots, self._averages, strict=True)}
+
     def state_dict(self) -> dict[str, Any]:
         """The averages under exactly the names of the network's own state dict, in the precision in which they are kept.
 

@@ -83,6 +83,8 @@ class Evaluator:
         self.crop = config.scale if self.section.crop_border is None else self.section.crop_border
         # The baseline's figures by data set: of each picture, and of the set. They are the same at every validation.
         self._baselines: dict[int, tuple[dict[str, dict[str, float]], dict[str, float]]] = {}
+        if any(name != "train" for name in config.datasets):
+            self._metrics()  # one that lacks its weights is found now, not when the first validation comes
 
     def run(
         self, dataset: Dataset, step: int, show: Callable[[Evaluated], None], bad_files: dict[str, str] | None = None
@@ -99,7 +101,7 @@ class Evaluator:
             Each metric over the set, and the baseline's.
         """
         metrics = self._metrics()
-        measured = False
+        measured: set[str] = set()
         known = self._baselines.get(id(dataset))
         reference = self._metrics() if known is None else {}
         baseline_values: dict[str, dict[str, float]] = {} if known is None else known[0]
@@ -107,22 +109,24 @@ class Evaluator:
             for item in evaluation_items(dataset, bad_files):
                 with explained(self._words(item), _TOO_LARGE):
                     result = self._one(item, step)
-                if result.target is not None:
-                    measured = True
-                    result.values = self._measure(metrics, result.output, result.target, result.name)
+                usable = [name for name, metric in metrics.items() if _other(metric, result) is not None]
+                if usable:
+                    measured.update(usable)
+                    result.values = self._measure(metrics, result.output, result)
                     if result.baseline is not None:
                         if known is None:
-                            values = self._measure(reference, result.baseline, result.target, result.name)
+                            values = self._measure(reference, result.baseline, result)
                             baseline_values[result.name] = {f"{self.section.baseline}_{m}": v for m, v in values.items()}
                         result.values |= baseline_values[result.name]
                 show(result)
         if known is None:
-            means = {f"{self.section.baseline}_{name}": float(metric.compute()) for name, metric in reference.items()}
+            computed = {name: float(metric.compute()) for name, metric in reference.items() if name in measured}
+            means = {f"{self.section.baseline}_{name}": value for name, value in computed.items()}
             known = (baseline_values, means if baseline_values else {})
             self._baselines[id(dataset)] = known
         if not measured:
             return {}
-        return {**{name: float(metric.compute()) for name, metric in metrics.items()}, **known[1]}
+        return {**{name: float(metric.compute()) for name, metric in metrics.items() if name in measured}, **known[1]}
 
     @contextmanager
     def _evaluation_state(self) -> Iterator[None]:
@@ -164,16 +168,26 @@ class Evaluator:
         created = {}
         for name in self.section.metrics:
             options = {"crop_border": self.crop} if METRICS.find(name).parameter("crop_border") else {}
+            options |= self.section.metric_options.get(name, {})
             created[name] = create_metric({"type": name, **options}, self.device)
         return created
 
-    def _measure(self, metrics: dict[str, Metric], output: Tensor, target: Tensor, name: str) -> dict[str, float]:
+    def _measure(self, metrics: dict[str, Metric], output: Tensor, result: Evaluated) -> dict[str, float]:
         values = {}
         for metric_name, metric in metrics.items():
+            other = _other(metric, result)
+            if other is None:
+                continue
             try:
-                value = metric.update(output, target)
+                value = metric.update(output, other)
             except ValueError as error:
-                raise TrainingError(f"metric '{metric_name}' on picture '{name}': {error}") from error
+                raise TrainingError(f"metric '{metric_name}' on picture '{result.name}': {error}") from error
             if value is not None:
                 values[metric_name] = float(value)
         return values
+
+
+def _other(metric: Metric, result: Evaluated) -> Tensor | None:
+    """What a metric compares an output with; None where the data set has none."""
+    against = getattr(metric, "against", "target")
+    return {"target": result.target, "input": result.input}.get(against, result.output)

@@ -102,7 +102,9 @@ class IterationRunner:
         if self._buffers is not None:
             self._buffers.save()
         while True:
-            contexts = [Context(self.networks, step.trained, completed, True, self.seed, part.positions) for part in parts]
+            contexts = [
+                Context(self.networks, step.trained, completed, True, self.seed, part.positions, self.emas) for part in parts
+            ]
             before = [MicroBatch(dict(part.state), part.share, part.positions) for part in parts]
             try:
                 with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlas.config.schema import InjectorConfig, StepConfig
 from dlas.context import Context
+from dlas.engine.balance import Balancer, Weighted
 from dlas.engine.device import seed_micro_batch
 from dlas.engine.gate import Gate
 from dlas.engine.health.guard import UpdateGuard
@@ -134,6 +135,7 @@ class TrainingStep:
             )
             for loss_name, section in config.losses.items()
         ]
+        self.balancer = Balancer(config.balance, name, list(config.losses)) if config.balance is not None else None
         self.optimizer = build_optimizer(config.optimizer, {n: networks[n] for n in self.trained}, config.optimizer_params)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = precision.new_scaler()
@@ -155,6 +157,7 @@ class TrainingStep:
             for group in self.optimizer.param_groups:  # the schedule sets the rate anew each time
                 group["lr"] *= self.lr_factor
         mark = self.meter.mark()
+        norms = dict(self.balancer.norms) if self.balancer is not None else {}
         shortage: StepOutOfMemoryError | None = None
         try:
             written, backpropagated = self._backpropagate(parts, contexts)
@@ -166,6 +169,8 @@ class TrainingStep:
         if self.any_rank(shortage is not None):
             self.optimizer.zero_grad(set_to_none=True)
             self.meter.rewind(mark)
+            if self.balancer is not None:
+                self.balancer.norms = norms
             raise shortage or StepOutOfMemoryError(self.name, "another process", "it has no memory left")
         for part, entries in zip(parts, written, strict=True):
             part.state.update(entries)
@@ -213,7 +218,7 @@ class TrainingStep:
         return {key: _detached(value) for key, value in state.items() if key not in part.state}, total is not None
 
     def _total_loss(self, state: State, context: Context, share: float) -> Tensor | None:
-        total: Tensor | None = None
+        values: list[Weighted] = []
         for each in self.losses:
             if not each.gate(context.step):
                 continue
@@ -223,7 +228,14 @@ class TrainingStep:
             self.meter.add(f"{self.name}/{each.name}", value.detach(), share)
             for key, scalar in extra.items():
                 self.meter.add(f"{self.name}/{each.name}_{key}", scalar, share)
-            weighted = value if each.weight == 1.0 else value * each.weight
+            values.append(Weighted(each.name, each.weight, value))
+        weights: list[Tensor | float] = [weighed.weight for weighed in values]
+        if self.balancer is not None and values:
+            scale = None if self.scaler is None else self.scaler.scale(torch.ones((), device=values[0].value.device))
+            weights = self.balancer.weights(values, state, share, self.meter, scale)
+        total: Tensor | None = None
+        for (_, _, value), weight in zip(values, weights, strict=True):
+            weighted = value if isinstance(weight, float) and weight == 1.0 else value * weight
             total = weighted if total is None else total + weighted
         if total is not None and len(self.losses) > 1:
             self.meter.add(f"{self.name}/total", total.detach(), share)

@@ -34,6 +34,7 @@ from dlas.engine.fitting import load_weights
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
+from dlas.engine.loss_state import loss_state, restore_loss_state
 from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
@@ -633,6 +634,7 @@ def _step_state(step: TrainingStep) -> dict[str, Any]:
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict() if step.scaler is not None else None,
         "schedule": step.schedule.state_dict(),
+        "losses": loss_state(step),
     }
 
 
@@ -645,6 +647,7 @@ def _restore_step(step: TrainingStep, state: dict[str, Any]) -> None:
         )
     checkpoint.restore_optimizer(step.optimizer, state["optimizer"])
     step.schedule.load_state_dict(state["schedule"])
+    restore_loss_state(step, state.get("losses"))
     if step.scaler is not None and state["scaler"] is not None:
         step.scaler.load_state_dict(state["scaler"])
 

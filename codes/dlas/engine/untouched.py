@@ -18,7 +18,7 @@ from dlas.engine.step import TrainingStep
 def untouched(step: TrainingStep, modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """While it lasts, gradients begin empty and flow to what `step` trains; afterwards everything is as it was before.
 
-    Parameters, buffers, gradients, which of them are trained, the meter of the step, and the state of all random generators.
+    Parameters, buffers, gradients, which of them are trained, the meter and the balancer of the step, and the state of all random generators.
 
     Args:
         step: the step that will run.
@@ -34,6 +34,8 @@ def untouched(step: TrainingStep, modules: Iterable[nn.Module], device: torch.de
         stack.callback(setattr, step, "meter", meter)
         guard, step.guard = step.guard, None
         stack.callback(setattr, step, "guard", guard)
+        if step.balancer is not None:
+            stack.callback(setattr, step.balancer, "norms", dict(step.balancer.norms))
         stack.callback(torch.clear_autocast_cache)
         yield
 

@@ -28,6 +28,9 @@ class Loss(nn.Module):
     def prepare(self, device: torch.device) -> None:
         """Called once before the first step of a run in which the loss can be on: reads files that it needs."""
 
+    def rehearse(self) -> None:
+        """Called in place of `prepare` where a run is rehearsed on tensors without values: builds what the files would fill."""
+
     def forward(self, state: State, context: Context) -> LossResult:
         """Returns a scalar, averaged over the micro-batch, in float32."""
         raise NotImplementedError

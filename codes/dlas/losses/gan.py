@@ -16,6 +16,8 @@ max_spread     2 tanh(1 / (2 |E r - E f|))                    none
 =============  =============================================  =========================================================
 
 `vanilla` (a common name), `pixgan` (on a map of logits) and `wgan_softplus` (written with softplus) are other names of gan.
+In gan, ragan, esrgan and lsgan other labels than 1 and 0 can be asked for (label smoothing, `Labels`): the cross entropy with
+label y is -y log s(x) - (1 - y) log(1 - s(x)), the square (x - y)^2.
 In the relativistic kinds, ragan and esrgan, the means couple the samples of a micro-batch: cutting the batch differently
 changes the loss a little.
 
@@ -27,6 +29,8 @@ constants of its training in BasicSR. lsgan: Mao et al., 2017 (without the facto
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,15 +38,29 @@ from torch import Tensor
 _CROSS_ENTROPY = ("gan", "vanilla", "pixgan", "wgan_softplus")
 RELATIVISTIC = ("ragan", "esrgan")
 """Kinds whose generator is also shown the real samples."""
+LABELLED = (*_CROSS_ENTROPY, *RELATIVISTIC, "lsgan")
+"""Kinds that compare logits with labels."""
 
 
-def generator_loss(kind: str, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Labels:
+    """What logits are compared with: numbers, or one a sample in a shape that is broadcast against the logits."""
+
+    real: Tensor | float = 1.0
+    fake: Tensor | float = 0.0
+
+
+HARD = Labels()
+
+
+def generator_loss(kind: str, fake_logits: Tensor, real_logits: Tensor | None = None, labels: Labels = HARD) -> Tensor:
     """What the generator minimises.
 
     Args:
         kind: see the table of this module.
         fake_logits: of generated samples, any shape; the gradient flows through them.
         real_logits: of real samples; needed by the relativistic kinds, not used by the others.
+        labels: of the kinds in `LABELLED`.
 
     Returns:
         Scalar.
@@ -51,14 +69,14 @@ def generator_loss(kind: str, fake_logits: Tensor, real_logits: Tensor | None = 
         ValueError: `kind` is unknown or has no generator side, or `real_logits` are missing.
     """
     if kind in _CROSS_ENTROPY:
-        return _cross_entropy(fake_logits, 1)
+        return _cross_entropy(fake_logits, labels.real)
     if kind in RELATIVISTIC:
         if real_logits is None:
             raise ValueError(f"the generator loss of '{kind}' compares with real samples; give their logits")
-        real_term = _cross_entropy(real_logits - fake_logits.mean(), 0)
-        return (real_term + _cross_entropy(fake_logits - real_logits.mean(), 1)) / 2
+        real_term = _cross_entropy(real_logits - fake_logits.mean(), labels.fake)
+        return (real_term + _cross_entropy(fake_logits - real_logits.mean(), labels.real)) / 2
     if kind == "lsgan":
-        return (fake_logits - 1).square().mean()
+        return (fake_logits - labels.real).square().mean()
     if kind in ("hinge", "wgan"):
         return -fake_logits.mean()
     if kind == "max_spread":
@@ -66,19 +84,20 @@ def generator_loss(kind: str, fake_logits: Tensor, real_logits: Tensor | None = 
     raise ValueError(_unknown(kind))
 
 
-def discriminator_loss(kind: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+def discriminator_loss(kind: str, real_logits: Tensor, fake_logits: Tensor, labels: Labels = HARD) -> Tensor:
     """What the discriminator minimises: the sum of `discriminator_terms`."""
-    real_term, fake_term = discriminator_terms(kind, real_logits, fake_logits)
+    real_term, fake_term = discriminator_terms(kind, real_logits, fake_logits, labels)
     return real_term + fake_term
 
 
-def discriminator_terms(kind: str, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+def discriminator_terms(kind: str, real_logits: Tensor, fake_logits: Tensor, labels: Labels = HARD) -> tuple[Tensor, Tensor]:
     """The two halves of the discriminator's loss.
 
     Args:
         kind: see the table of this module.
         real_logits: of real samples, any shape.
         fake_logits: of generated samples.
+        labels: of the kinds in `LABELLED`.
 
     Returns:
         The term that pushes real samples up and the one that pushes generated samples down, scalars.
@@ -87,15 +106,15 @@ def discriminator_terms(kind: str, real_logits: Tensor, fake_logits: Tensor) -> 
         ValueError: `kind` is unknown.
     """
     if kind in _CROSS_ENTROPY:
-        return _cross_entropy(real_logits, 1), _cross_entropy(fake_logits, 0)
+        return _cross_entropy(real_logits, labels.real), _cross_entropy(fake_logits, labels.fake)
     if kind == "ragan":
-        real_term = _cross_entropy(real_logits - fake_logits.mean(), 1)
-        return real_term, _cross_entropy(fake_logits - real_logits.mean(), 0)
+        real_term = _cross_entropy(real_logits - fake_logits.mean(), labels.real)
+        return real_term, _cross_entropy(fake_logits - real_logits.mean(), labels.fake)
     if kind == "esrgan":
-        real_term = _cross_entropy(real_logits - fake_logits.mean().detach(), 1)
-        return real_term / 2, _cross_entropy(fake_logits - real_logits.mean().detach(), 0) / 2
+        real_term = _cross_entropy(real_logits - fake_logits.mean().detach(), labels.real)
+        return real_term / 2, _cross_entropy(fake_logits - real_logits.mean().detach(), labels.fake) / 2
     if kind == "lsgan":
-        return (real_logits - 1).square().mean(), fake_logits.square().mean()
+        return (real_logits - labels.real).square().mean(), (fake_logits - labels.fake).square().mean()
     if kind == "hinge":
         return F.relu(1 - real_logits).mean(), F.relu(1 + fake_logits).mean()
     if kind == "wgan":
@@ -107,9 +126,11 @@ def discriminator_terms(kind: str, real_logits: Tensor, fake_logits: Tensor) -> 
     raise ValueError(_unknown(kind))
 
 
-def _cross_entropy(logits: Tensor, label: int) -> Tensor:
+def _cross_entropy(logits: Tensor, label: Tensor | float) -> Tensor:
     """Binary cross entropy of s(logits)."""
-    return F.softplus(-logits if label else logits).mean()
+    if not isinstance(label, Tensor) and label in (0.0, 1.0):
+        return F.softplus(-logits if label else logits).mean()
+    return (F.softplus(logits) - label * logits).mean()
 
 
 def _unknown(kind: str) -> str:

@@ -69,7 +69,8 @@ class TranslationalLoss(Loss):
 
     `real` is the output for the top-left patch. At each step one of the three other corners is drawn, the network is run on
     that patch (`<key>_top_right`, ..., as the injector `image_patch` writes them), and the square that all four patches share
-    is compared. The squares lie on each other exactly if the image's side is 2 patch_size - overlap.
+    is compared. The squares lie on each other only if `overlap` is 2 patch_size less the side of the whole picture, in pixels
+    of the output; that is checked when the file is read, where the sizes are known from it.
 
     Args:
         generator: the network.

@@ -89,7 +89,7 @@ def path_length_penalty(
 
     Args:
         images: generated from `latents`, (N, C, H, W).
-        latents: (N, layers, D), requiring a gradient.
+        latents: (N, layers, D) or (N, D), requiring a gradient.
         noise: standard normal, shape of `images`; scaled by 1 / sqrt(H W) here.
         running_mean: of the path lengths so far.
         decay: share of this batch in the new running mean.
@@ -101,7 +101,7 @@ def path_length_penalty(
     """
     height, width = images.shape[-2:]
     gradient = input_gradient(images * noise / math.sqrt(height * width), latents)
-    lengths = gradient.square().sum(2).mean(1).sqrt()
+    lengths = gradient.float().square().sum(-1).reshape(len(gradient), -1).mean(1).sqrt()
     mean = running_mean + decay * (lengths.mean() - running_mean)
     return (lengths - mean).square().mean(), lengths.detach(), mean.detach()
 

@@ -10,8 +10,12 @@ from torch import Tensor
 from dlas.context import Context
 from dlas.errors import ConfigurationError
 from dlas.losses.base import Loss, State
+from dlas.losses.criteria import CHARBONNIER_EPS, distance
 from dlas.registry import LOSSES
 from dlas.types import PositiveFloat, StateIn
+
+_KNOWN = ("l1", "l2", "charbonnier", "huber", "smooth_l1")
+_OWNERS = {"eps": ("charbonnier",), "delta": ("huber", "smooth_l1")}
 
 
 @LOSSES.register("pix")
@@ -20,19 +24,21 @@ class PixelLoss(Loss):
 
     Args:
         criterion: with d the difference: `l1` |d|; `l2` d^2; `charbonnier` sqrt(d^2 + eps) (Charbonnier et al., 1994);
-            `huber` d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2) (Huber, 1964).
+            `huber` d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2) (Huber, 1964); `smooth_l1` huber / delta, whose
+            slope far away is 1 whatever delta is (Girshick, 2015).
         real: key of the target.
         fake: key of the prediction, same shape.
         real_scale: factor on the target.
         real_offset: added to the target after the factor.
-        eps: of `charbonnier`, in squared units of the images: the loss of two equal images is sqrt(eps). Not given: 1e-6.
-        delta: of `huber`, in units of the images. Not given: 1.
+        eps: of `charbonnier`, in squared units of the images: the loss of two equal images is sqrt(eps). Not given: 1e-6, the
+            square of the 1e-3 of LapSRN (Lai et al., 2017); BasicSR has 1e-12.
+        delta: of `huber` and `smooth_l1`, in units of the images. Not given: 1.
     """
 
     def __init__(
         self,
         *,
-        criterion: Literal["l1", "l2", "charbonnier", "huber"],
+        criterion: Literal["l1", "l2", "charbonnier", "huber", "smooth_l1"],
         real: StateIn,
         fake: StateIn,
         real_scale: float = 1.0,
@@ -41,17 +47,18 @@ class PixelLoss(Loss):
         delta: PositiveFloat | None = None,
     ) -> None:
         super().__init__()
-        for name, value, owner in (("eps", eps, "charbonnier"), ("delta", delta, "huber")):
-            if value is not None and criterion != owner:
-                raise ConfigurationError(f"pix: '{name}' belongs to criterion: {owner}, but the criterion is {criterion}")
-        if criterion not in ("l1", "l2", "charbonnier", "huber"):
-            raise ConfigurationError(f"pix: no criterion is called '{criterion}'; known: l1, l2, charbonnier, huber")
+        for name, value in (("eps", eps), ("delta", delta)):
+            if value is not None and criterion not in _OWNERS[name]:
+                owners = " or ".join(_OWNERS[name])
+                raise ConfigurationError(f"pix: '{name}' belongs to criterion: {owners}, but the criterion is {criterion}")
+        if criterion not in _KNOWN:
+            raise ConfigurationError(f"pix: no criterion is called '{criterion}'; known: {', '.join(_KNOWN)}")
         self.criterion = criterion
         self.real = real
         self.fake = fake
         self.real_scale = real_scale
         self.real_offset = real_offset
-        self.eps = 1e-6 if eps is None else eps
+        self.eps = CHARBONNIER_EPS if eps is None else eps
         self.delta = 1.0 if delta is None else delta
 
     def forward(self, state: State, context: Context) -> Tensor:
@@ -64,11 +71,8 @@ class PixelLoss(Loss):
         target = real.float()
         if self.real_scale != 1.0 or self.real_offset != 0.0:
             target = target * self.real_scale + self.real_offset
-        prediction = fake.float()
-        if self.criterion == "l1":
-            return F.l1_loss(prediction, target)
-        if self.criterion == "l2":
-            return F.mse_loss(prediction, target)
         if self.criterion == "huber":
-            return F.huber_loss(prediction, target, delta=self.delta)
-        return ((prediction - target).square() + self.eps).sqrt().mean()
+            return F.huber_loss(fake.float(), target, delta=self.delta)
+        if self.criterion == "smooth_l1":
+            return F.smooth_l1_loss(fake.float(), target, beta=self.delta)
+        return distance(self.criterion, fake, target, self.eps)

@@ -4,7 +4,8 @@ Two kinds are registered under METRICS:
 
 - a function `(prediction, target, /, *, options) -> Tensor` gives one number for each sample (PSNR, SSIM); the mean over
   a validation set is its summary;
-- a class with the methods of `Metric` sees a whole set before it has a number (a Fréchet distance, an error rate).
+- a class with the methods of `Metric`: one that needs more than two pictures, such as a network (`SampleMetric`), or that sees
+  a whole set before it has a number (a Fréchet distance, an error rate).
 
 More of it is better, unless it is a class that says `higher_is_better = False`.
 
@@ -14,7 +15,7 @@ More of it is better, unless it is a class that says `higher_is_better = False`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,9 +24,18 @@ from dlas.errors import ConfigurationError
 from dlas.metrics.average import Average
 from dlas.registry import METRICS
 
+Against = Literal["target", "input", "nothing"]
+
 
 class Metric(Protocol):
-    """Accumulates over a validation set."""
+    """Accumulates over a validation set.
+
+    Attributes:
+        against: what a prediction is compared with, and `update` is given as its second argument: the true picture, the
+            network's input, or nothing (the argument is then the prediction again).
+    """
+
+    against: ClassVar[Against]
 
     higher_is_better: ClassVar[bool] = True
 
@@ -47,6 +57,7 @@ class MeanOverSamples:
         device: where the sums live.
     """
 
+    against: ClassVar[Against] = "target"
     higher_is_better: ClassVar[bool] = True
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], device: torch.device | str = "cpu") -> None:
@@ -73,20 +84,67 @@ def higher_is_better(name: str) -> bool:
     return bool(METRICS.find(name).attributes.get("higher_is_better", True))
 
 
+class PreparedMetric:
+    """A metric that is a class.
+
+    Attributes:
+        against: see `Metric`.
+        higher_is_better: which way is better.
+    """
+
+    against: ClassVar[Against] = "target"
+    higher_is_better: ClassVar[bool] = True
+
+    def prepare(self, device: torch.device) -> None:
+        """Called once before the first update: reads files, and puts what accumulates on the device."""
+
+
+class SampleMetric(PreparedMetric):
+    """A metric with one number for each sample, and their mean for a set. Subclasses give `measure`."""
+
+    def __init__(self) -> None:
+        self.average = Average()
+
+    def prepare(self, device: torch.device) -> None:
+        self.average = Average(device)
+
+    def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """One number for each sample, (N,), from pictures (N, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def update(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        """Adds samples and returns their values."""
+        values = self.measure(prediction, target)
+        self.average.update(values)
+        return values
+
+    def merge(self, other: Self, /) -> None:
+        """Adds what `other` has seen."""
+        self.average.merge(other.average)
+
+    def compute(self) -> Tensor:
+        """See `Average.compute`."""
+        return self.average.compute()
+
+
 def create_metric(options: Mapping[str, Any], device: torch.device | str = "cpu") -> Metric:
     """The metric that `options` describe.
 
     Args:
         options: `type`, a name registered under METRICS, and its options: ``{"type": "psnr_y", "crop_border": 4}``.
-        device: where sums of per-sample values live; best the device of the images.
+        device: where sums of per-sample values and networks live; best the device of the images.
 
     Raises:
         ConfigurationError: `type` is missing or unknown. Wrong options of a per-sample metric are found when it is first used.
+        CheckpointError: a metric needs weights that are nowhere.
     """
     settings = dict(options)
     name = settings.pop("type", None)
     if name is None:
         raise ConfigurationError(f"a metric needs a type, one of: {', '.join(METRICS.entries())}; given: {settings}")
     if isinstance(METRICS.get(name), type):
-        return METRICS.create(name, settings)
+        metric: Metric = METRICS.create(name, settings)
+        if isinstance(metric, PreparedMetric):
+            metric.prepare(torch.device(device))
+        return metric
     return MeanOverSamples(lambda prediction, target: METRICS.create(name, settings, prediction, target), device)

@@ -55,6 +55,18 @@ def compared_pixels(prediction: Tensor, target: Tensor, crop_border: int, test_y
     return _prepare(prediction, crop_border, test_y_channel), _prepare(target, crop_border, test_y_channel)
 
 
+def cropped(image: Tensor, border: int, what: str) -> Tensor:
+    """The image without `border` pixels at each side.
+
+    Raises:
+        ValueError: nothing is left; `what` names the metric.
+    """
+    height, width = image.shape[-2:]
+    if 2 * border >= min(height, width):
+        raise ValueError(f"{what}: crop_border {border} leaves nothing of a {height}x{width} image; use a smaller one")
+    return image[..., border : height - border, border : width - border]
+
+
 def _prepare(image: Tensor, crop_border: int, test_y_channel: bool) -> Tensor:
     height, width = image.shape[-2:]
     image = image[..., crop_border : height - crop_border, crop_border : width - crop_border].double()

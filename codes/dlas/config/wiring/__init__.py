@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dlas.config.problems import Problem
 from dlas.config.schema import Config
+from dlas.config.wiring.balance import check_balance
 from dlas.config.wiring.checkpoints import check_checkpoints
 from dlas.config.wiring.files import check_file_names
 from dlas.config.wiring.limits import check_limits
@@ -35,6 +36,7 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
     check_names(config, problems, training)
     unwritten = check_state(config, problems, training)
     if training:
+        check_balance(config, problems)
         check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)
     check_checkpoints(config, problems, training)

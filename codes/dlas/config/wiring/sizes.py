@@ -13,12 +13,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from dlas.config.problems import Problem
-from dlas.config.schema import Component, Config, DatasetConfig, InjectorConfig, NetworkConfig
+from dlas.config.schema import Component, Config, DatasetConfig, InjectorConfig, LossConfig, NetworkConfig, StepConfig
 from dlas.config.wiring.components import Facts, at, entry_of, facts, option
 
 _IN_CHANNELS = ("in_nc", "num_in_ch", "in_chans", "in_ch", "input_nc")
 _OUT_CHANNELS = ("out_nc", "num_out_ch", "in_chans", "out_ch")
 _SIDES = ("image_size", "input_size")
+_COMPARE = frozenset((
+    "pix", "feature", "style", "contextual", "lpips", "dists", "ssim", "ms_ssim", "fft", "focal_frequency", "ldl", "gradient",
+    "luma", "color", "average", "blurred_color",
+))  # fmt: skip
+"""Losses whose `real` and `fake` must have one size."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def _follow_training(config: Config, dataset: DatasetConfig, problems: list[Prob
                 _check_arguments(config, found, reference.name, pictures)
             if not found.networks and not found.unnamed_networks:
                 _check_same_size(config, dataset, found, pictures)
+            if found.entry is not None and found.entry.name == "translational":
+                _check_overlap(step, loss, pictures, problems)
 
 
 def _follow_evaluation(config: Config, dataset: DatasetConfig, problems: list[Problem]) -> bool:
@@ -235,7 +242,7 @@ def _check_arguments(config: Config, found: Facts, name: str, pictures: Pictures
 def _check_same_size(config: Config, dataset: DatasetConfig, found: Facts, pictures: Pictures) -> None:
     """A loss that compares `real` with `fake` needs them of one size."""
     places = {reference.option: reference for reference in found.reads}
-    if found.section.type != "pix" or not {"real", "fake"} <= set(places):  # type: ignore[attr-defined]
+    if found.entry is None or found.entry.name not in _COMPARE or not {"real", "fake"} <= set(places):
         return
     real, fake = (pictures.get(places[name].name, _UNKNOWN) for name in ("real", "fake"))
     if real.side is not None and fake.side is not None and real.side != fake.side:
@@ -248,6 +255,30 @@ def _check_same_size(config: Config, dataset: DatasetConfig, found: Facts, pictu
             f"'{places['fake'].name}' has {fake.channels} channels and '{places['real'].name}' {real.channels}",
             "correct the network's number of output channels",
         )
+
+
+def _check_overlap(step: StepConfig, loss: LossConfig, pictures: Pictures, problems: list[Problem]) -> None:
+    """The squares that a translational loss compares lie on each other if it is told how much the corner patches share."""
+    arguments, size, overlap = (loss.options.get(key) for key in ("fake", "patch_size", "overlap"))
+    arguments = arguments if isinstance(arguments, list) else [arguments]
+    place = option(loss, "input_alteration_index")
+    if not isinstance(place, int) or place >= len(arguments) or not isinstance(size, int) or not isinstance(overlap, int):
+        return
+    for section in (step.injectors or {}).values():
+        options = section.options
+        if section.type != "image_patch" or options.get("out") != arguments[place] or options.get("resize") is not None:
+            continue
+        side, patch = pictures.get(str(options.get("in")), _UNKNOWN).side, options.get("patch_size")
+        if side is None or not isinstance(patch, int) or patch > side:
+            return
+        shared = (2 * patch - side) * Fraction(size, patch)
+        if shared != overlap:
+            fix = f"write 'overlap: {shared}'" if shared > 0 and shared.denominator == 1 else "take larger patches"
+            at(loss, "overlap", problems).note(
+                f"the corner patches share {shared} of the output's {size} pixels (2 x {patch} - {side} of "
+                f"'{options.get('in')}'), not {overlap}, so squares of different places would be compared",
+                fix,
+            )
 
 
 def _scales_fix(config: Config, dataset: DatasetConfig) -> str:

@@ -108,6 +108,8 @@ class RehearsedStep(TrainingStep):
             _WatchedInjector(injector, section, stage)
             for injector, section in zip(self.injectors, config.injectors.values(), strict=True)
         ]
+        for each in self.losses:
+            each.loss.rehearse()
         self.losses = [
             GatedLoss(each.name, _WatchedLoss(each.loss, section, stage, self._zero), each.weight, each.gate)
             for each, section in zip(self.losses, config.losses.values(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from typing import Any
 
@@ -113,7 +114,39 @@ found as they are. Other networks go by their own name."""
 _DATASETS = ("pairedimagedataset", "singleimagedataset", "realesrgandataset", "realesrganpaireddataset")
 _CRITERIA = {"l1loss": "l1", "mseloss": "l2", "charbonnierloss": "charbonnier", "huberloss": "huber"}
 _GAN_TYPES = {"vanilla": "gan", "lsgan": "lsgan", "wgan": "wgan", "wgan_softplus": "wgan_softplus", "hinge": "hinge"}
-_METRICS = {"calculate_psnr": "psnr", "calculate_ssim": "ssim"}
+_METRICS = {
+    "calculate_psnr": "psnr",
+    "calculate_ssim": "ssim",
+    "calculate_lpips": "lpips",
+    "calculate_dists": "dists",
+    "calculate_niqe": "niqe",
+}
+_PICTURE_LOSSES = {
+    "weightedtvloss": ("tv", ()),
+    "colorloss": ("color", ("criterion", "scale")),
+    "averageloss": ("average", ("criterion", "scale")),
+    "focalfrequencyloss": (
+        "focal_frequency", ("alpha", "patch_factor", "ave_spectrum", "log_matrix", "batch_matrix")
+    ),
+    "distsloss": ("dists", ()),
+    "ldlloss": ("ldl", ()),
+}  # fmt: skip
+"""Their name in small letters -> ours, and the options that are called the same."""
+
+_LAYER = re.compile(r"(conv|relu)[1-5]_[1-4]|pool[1-5]")
+
+_NEAREST = {
+    "mssimloss": "ms_ssim (there it is mixed with other losses)",
+    "msssiml1loss": "ms_ssim beside pix",
+    "lumaloss": "luma (there of another colour space)",
+    "hsluvloss": "color",
+    "bicubicloss": "downscaled",
+    "contextualloss": "contextual",
+    "cosimloss": "style",
+    "gradientvarianceloss": "gradient",
+    "adistsloss": "dists",
+}
+"""Losses that are something else there, and what comes nearest here."""
 _DEGRADATIONS = (
     "high_order_degradations_debug", "lq_usm", "blur_prob", "resize_", "gaussian_noise_prob", "noise_range",
     "poisson_scale_range", "gray_noise_prob", "jpeg_", "queue_size",
@@ -326,6 +359,8 @@ def _steps(source: Source, target: Target, relativistic: bool, has_judge: bool) 
     if judged is not None:
         _optimizer(source, target, "train.optim_d", "discriminator")
         loss = {"type": "discriminator_gan", "gan_type": judged, "weight": 1.0, "real": "hq", "fake": "gen"}
+        given = target.tree["steps"]["generator"]["losses"]["gan"]
+        loss |= {label: given[label] for label in ("real_label", "fake_label") if label in given}
         target.put("steps.discriminator.losses.gan", loss)
     elif has_judge:
         raise ConfigurationError("the file has a discriminator and no adversarial loss that can be carried")
@@ -386,19 +421,24 @@ def _losses(source: Source, target: Target, relativistic: bool, has_judge: bool)
         kind = str(section.get("type", "")).lower()
         if kind in _CRITERIA:
             _pixel(source, target, path, kind)
-        elif kind == "perceptualloss":
+        elif kind in ("perceptualloss", "perceptualfp16loss"):
             _perceptual(source, target, path)
-        elif kind == "ganloss" and has_judge:
+        elif kind in _PICTURE_LOSSES:
+            _picture_loss(source, target, path, kind)
+        elif kind in ("ganloss", "multiscaleganloss") and has_judge:
             judged = _adversarial(source, target, path, relativistic)
         else:
-            source.lose(path, f"there is no loss like {section.get('type')} here")
+            near = f"; the nearest is {_NEAREST[kind]}" if kind in _NEAREST else ""
+            source.lose(path, f"there is no loss like {section.get('type')} here{near}")
             continue
         target.mark(f"steps.generator.losses.{_name_of(kind)}", mark)
     return judged
 
 
 def _name_of(kind: str) -> str:
-    return {"perceptualloss": "feature", "ganloss": "gan"}.get(kind, "pix")
+    if kind in _PICTURE_LOSSES:
+        return _PICTURE_LOSSES[kind][0]
+    return "feature" if kind.startswith("perceptual") else "gan" if kind.endswith("ganloss") else "pix"
 
 
 def _pixel(source: Source, target: Target, path: str, kind: str) -> None:
@@ -414,29 +454,72 @@ def _pixel(source: Source, target: Target, path: str, kind: str) -> None:
     source.lose(f"{path}.reduction", "losses are averaged", (None, "mean"))
 
 
+def _picture_loss(source: Source, target: Target, path: str, kind: str) -> None:
+    ours, same = _PICTURE_LOSSES[kind]
+    place = f"steps.generator.losses.{ours}"
+    source.take(f"{path}.type")
+    loss = {"type": ours, "weight": source.number(f"{path}.loss_weight", 1.0), "fake": "gen"}
+    for name, value in (loss if ours == "tv" else loss | {"real": "hq"}).items():
+        target.put(f"{place}.{name}", value)
+    for name in same:
+        target.carry(source.take(f"{path}.{name}"), f"{place}.{name}")
+    source.lose(f"{path}.reduction", "losses are averaged", (None, "mean"))
+    if ours == "ldl":
+        target.put(f"{place}.weights_learn", True)
+        source.lose(f"{path}.criterion", "it is l1", (None, "l1"))
+        train = source.section("train")
+        if train is not None and train.get("ema_decay"):
+            injector = {"type": "generator_ema", "generator": "generator", "in": "lq", "out": "gen_ema", "train": True}
+            target.put("steps.generator.injectors.gen_ema", injector)
+            target.put(f"{place}.reference", "gen_ema")
+    elif ours == "dists":
+        source.lose(f"{path}.use_input_norm", "inputs are normalised", (None, True))
+        source.lose(f"{path}.resize_input", "pictures are taken at their size", (None, False))
+        source.lose(f"{path}.as_loss", "it is a loss", (None, True))
+        source.lose(f"{path}.load_weights", "weights are loaded", (None, True))
+        source.lose(f"{path}.clip_min", "it is not cut off", (None, 0))
+
+
 def _perceptual(source: Source, target: Target, path: str) -> None:
     source.take(f"{path}.type")
     layers = source.take(f"{path}.layer_weights")
-    weights = layers.value if layers is not None and isinstance(layers.value, dict) else {"conv5_4": 1.0}
-    if not isinstance(weights.get("conv5_4"), int | float):
-        source.put_back(layers, "features are those of conv5_4")
-        source.lose(path, "features are those of conv5_4")
+    weights = dict(layers.value) if layers is not None and isinstance(layers.value, dict) else {"conv5_4": 1.0}
+    network = str(source.value(f"{path}.vgg_type", "vgg19"))
+    if network not in ("vgg16", "vgg19"):
+        source.lose(path, f"there is no {network} here")
         return
-    for layer in [name for name in weights if name != "conv5_4"]:
-        source.put_back(
-            Taken(weights[layer], layers.mark, f"{path}.layer_weights.{layer}") if layers else None, "only conv5_4 is"
+    for layer in [k for k, weight in weights.items() if not _LAYER.fullmatch(str(k)) or not isinstance(weight, int | float)]:
+        mark = layers.mark if layers is not None else source.tree.mark
+        source.uncarried.append(
+            Uncarried(f"{path}.layer_weights.{layer}", weights.pop(layer), mark, "it is no layer with a weight")
         )
+    if not weights:
+        source.lose(path, "no layer is left")
+        return
     criterion = str(source.value(f"{path}.criterion", "l1")).lower()
-    weight = source.number(f"{path}.perceptual_weight", 1.0) * weights["conv5_4"] * source.number(f"{path}.loss_weight", 1.0)
-    loss = {"type": "feature", "which_model_F": "vgg", "criterion": {"l1": "l1", "l2": "l2", "mse": "l2"}.get(criterion, "l1")}
-    for name, value in (loss | {"weight": weight, "real": "hq", "fake": "gen"}).items():
-        target.put(f"steps.generator.losses.feature.{name}", value)
-    if criterion not in ("l1", "l2", "mse"):
+    known = {"l1": "l1", "l2": "l2", "mse": "l2", "charbonnier": "charbonnier"}
+    if criterion not in known:
         source.uncarried.append(_uncarried(source, path, "criterion", criterion, "l1 is taken"))
-    source.lose(f"{path}.vgg_type", "the network is VGG19", (None, "vgg19"))
-    source.lose(f"{path}.use_input_norm", "inputs are normalised", (None, True))
-    source.lose(f"{path}.range_norm", "inputs are in [0, 1]", (None, False))
-    source.lose(f"{path}.style_weight", "there is no style loss", (None, 0))
+    shared = {
+        "which_model_F": network,
+        "layer_weights": weights,
+        "use_input_norm": source.value(f"{path}.use_input_norm", True),
+        "range_norm": source.value(f"{path}.range_norm", False),
+        "real": "hq",
+        "fake": "gen",
+    }
+    scale = source.number(f"{path}.loss_weight", 1.0)
+    perceptual, style = source.number(f"{path}.perceptual_weight", 1.0), source.number(f"{path}.style_weight", 0)
+    for kind, weight in (("feature", perceptual), ("style", style)):
+        if weight:
+            taken = known.get(criterion, "l1")
+            loss = {
+                "type": kind,
+                "weight": weight * scale,
+                "criterion": "l1" if kind == "style" and taken == "charbonnier" else taken,
+            }
+            for name, value in (loss | shared).items():
+                target.put(f"steps.generator.losses.{kind}.{name}", value)
 
 
 def _adversarial(source: Source, target: Target, path: str, relativistic: bool) -> str | None:
@@ -453,8 +536,14 @@ def _adversarial(source: Source, target: Target, path: str, relativistic: bool) 
     loss = {"type": "generator_gan", "gan_type": ours, "weight": source.number(f"{path}.loss_weight", 1.0)}
     for key, value in (loss | {"discriminator": "discriminator", "real": "hq", "fake": "gen"}).items():
         target.put(f"steps.generator.losses.gan.{key}", value)
-    source.lose(f"{path}.real_label_val", "real is 1", (None, 1))
-    source.lose(f"{path}.fake_label_val", "generated is 0", (None, 0))
+    for theirs, label, usual in (("real_label_val", "real_label", 1), ("fake_label_val", "fake_label", 0)):
+        taken = source.take(f"{path}.{theirs}")
+        if taken is not None and taken.value not in (None, usual):
+            labels = ours in ("gan", "esrgan", "lsgan", "wgan_softplus")
+            if labels:
+                target.carry(taken, f"steps.generator.losses.gan.{label}")
+            else:
+                source.put_back(taken, f"{ours} compares with no labels")
     return ours
 
 

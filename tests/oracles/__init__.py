@@ -1,0 +1,1 @@
+"""Numbers computed by other libraries on inputs that are made by rule; see README.md."""
