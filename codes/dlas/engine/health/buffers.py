@@ -13,11 +13,13 @@ class BufferKeeper:
 
     Args:
         networks: those in training mode are kept; others do not change their buffers.
+        losses: their own buffers are kept; networks that they hold do not change.
     """
 
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, networks: Iterable[nn.Module], losses: Iterable[nn.Module] = ()) -> None:
         # Modules keep these dicts for good, whatever becomes of the tensors in them; walking through a network takes its time.
         self._places = [(network, [module._buffers for module in network.modules()]) for network in networks]
+        self._places += [(loss, [loss._buffers]) for loss in losses]
         self._kept: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []  # holder, key, tensor, its copy
 
     @torch.no_grad()
