@@ -48,7 +48,7 @@ def disk_without_delay(monkeypatch):
 def snapshot(step: int) -> Snapshot:
     weights = {"a": torch.full((3, 5), float(step)), "b": torch.full((2,), step, dtype=torch.int64)}
     return Snapshot(
-        step, {"net": weights}, {"net": weights}, {"step": step}, {"s": {"m": torch.zeros(4) + step}}, {"net": ["a"]}
+        step, {"net": weights}, {"net": weights}, {"step": step}, {"s": {"m": torch.zeros(4) + step}}, parameters={"net": ["a"]}
     )
 
 
@@ -736,7 +736,7 @@ def test_rows_that_were_never_written_are_told_of_at_the_end(tmp_path, monkeypat
 
 def test_dropping_rows_is_all_or_nothing(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    lines = [json.dumps({"step": step}) + "\n" for step in range(6)]
+    lines = [json.dumps({"phase": "train", "step": step}) + "\n" for step in range(6)]
     folder.metrics.write_text("".join(lines) + '{"st')
     whole = folder.metrics.read_text()
     for number in range(1, 9):

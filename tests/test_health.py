@@ -20,6 +20,7 @@ import toys
 from dlas.config.schema import HealthConfig, InjectorConfig, LossConfig, StepConfig
 from dlas.context import Context
 from dlas.engine import trainer as trainer_module
+from dlas.engine.cutting import Cutting
 from dlas.engine.distributed import Ranks
 from dlas.engine.ema import ModelEma
 from dlas.engine.health import HealthMonitor, UpdateGuard
@@ -490,7 +491,8 @@ def test_a_run_with_events_that_was_killed_ends_as_one_that_was_not(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "iterate", iterate)
         with pytest.raises(Killed):
-            trainer(tmp_path, text, *overrides, "name=parts").run()
+            # Nothing of a killed process writes on.
+            trainer(tmp_path, text, *overrides, "name=parts", "checkpoints.background=false").run()
     trainer(tmp_path, text, *overrides, "name=parts").run()
     one, two = tmp_path / "whole", tmp_path / "parts"
     last = (one / "checkpoints/latest").read_text()
@@ -610,7 +612,9 @@ def _iterate(rank: int, fault: str, lag: int) -> dict[str, Any]:
     settings = HealthConfig(spike="skip", spike_window=4) if fault == "spike" else HealthConfig()
     health = HealthMonitor([step], {"step": settings}, networks, meter, CPU, lag=lag)
     emas = {"net": ModelEma(network, rate=0.5)}
-    runner = IterationRunner([step], networks, emas, seed=0, parts=1, device=CPU, layout=torch.contiguous_format, health=health)
+    runner = IterationRunner(
+        [step], networks, emas, seed=0, cutting=Cutting(), device=CPU, layout=torch.contiguous_format, health=health
+    )
     history, events = [], []
     for number in range(8):
         lq, hq = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(10 * number + rank))

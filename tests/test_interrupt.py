@@ -75,11 +75,9 @@ def test_a_run_that_waits_for_data_saves_and_stops(tmp_path, monkeypatch, worker
     sleeper = threading.Thread(target=signal_after_step, args=(run, 3))
     sleeper.start()
     saved: list[float] = []
-    save = checkpoint.save
+    save = run.save
     start = time.monotonic()
-    monkeypatch.setattr(
-        checkpoint, "save", lambda folder, snapshot: (saved.append(time.monotonic() - start), save(folder, snapshot))[1]
-    )
+    monkeypatch.setattr(run, "save", lambda: (saved.append(time.monotonic() - start), save())[1])
     result = run.run()
     sleeper.join()
     assert (result.step, result.stopped_by) == (3, signal.SIGUSR1)
@@ -128,12 +126,12 @@ def test_a_validation_that_was_broken_off_is_made_when_the_run_goes_on(tmp_path,
 def test_a_signal_while_a_checkpoint_is_written_lets_it_be_finished(tmp_path, monkeypatch):
     original = checkpoint._write
 
-    def write(partial, snapshot):
-        if snapshot.step == 3:
+    def write(partial, copy):
+        if copy.step == 3:
             send(signal.SIGTERM)
-        original(partial, snapshot)
+        return original(partial, copy)
 
     monkeypatch.setattr(checkpoint, "_write", write)
-    result = trainer(tmp_path, toys.PSNR).run()
+    result = trainer(tmp_path, toys.PSNR, "checkpoints.background=false").run()
     assert (result.step, result.stopped_by) == (3, signal.SIGTERM)
     assert checkpoint.find_fault(tmp_path / "toy/checkpoints/3") is None

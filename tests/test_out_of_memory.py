@@ -39,8 +39,8 @@ AUTO = "train.micro_batch_size=auto"
 Fails = Callable[[int, int], bool]  # iteration, samples of the micro-batch
 
 
-@ARCHS.register("ToyNormalised")
-class ToyNormalised(nn.Module):
+@ARCHS.register("ToyCounting")
+class ToyCounting(nn.Module):
     """Has running statistics, and a buffer that its forward pass replaces."""
 
     def __init__(self, *, width: int = 4) -> None:
@@ -53,9 +53,14 @@ class ToyNormalised(nn.Module):
         self.calls = self.calls + 1
         return nn.functional.pixel_shuffle(self.layers(x), 2)
 
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """For the tests over the registry."""
+        return {}, (torch.rand(2, 3, 8, 8),)
+
 
 @ARCHS.register("ToyCheckpointed")
-class ToyCheckpointed(ToyNormalised):
+class ToyCheckpointed(ToyCounting):
     """Offers gradient checkpointing."""
 
     def __init__(self, *, width: int = 64) -> None:
@@ -214,7 +219,7 @@ def whole_folder(tmp_path_factory):
 FIXED = {
     "psnr": (toys.PSNR, []),
     "gan": (toys.GAN, []),
-    "norm": (toys.PSNR.replace("ToyGenerator, dropout: 0.1", "ToyNormalised"), []),
+    "norm": (toys.PSNR.replace("ToyGenerator, dropout: 0.1", "ToyCounting"), []),
     "scaler": (toys.GAN, ["precision=fp16"]),
     "bf16": (toys.PSNR, ["precision=bf16"]),
 }
@@ -249,7 +254,8 @@ def test_a_restart_goes_on_with_the_size_that_was_found(whole_folder, tmp_path, 
 
     if not (whole_folder / "whole").exists():
         short(trainer(whole_folder, toys.GAN, AUTO, "name=whole", "train.niter=7")).run()
-    run = short(trainer(tmp_path, toys.GAN, AUTO, "name=killed", "train.niter=7"))
+    # Nothing of a killed process writes on.
+    run = short(trainer(tmp_path, toys.GAN, AUTO, "name=killed", "train.niter=7", "checkpoints.background=false"))
     original = run.iterate
 
     def iterate(batch: dict[str, Any], log_gradients: bool = False) -> Any:

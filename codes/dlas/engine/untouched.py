@@ -18,7 +18,7 @@ from dlas.engine.step import TrainingStep
 def untouched(step: TrainingStep, modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """While it lasts, gradients begin empty and flow to what `step` trains; afterwards everything is as it was before.
 
-    Parameters, buffers, gradients, which of them are trained, the step's meter and balancer, and the state of all random generators.
+    Parameters, buffers, gradients, which of them are trained, the step's meter and balancer, the state of random generators.
 
     Args:
         step: the step that will run.
