@@ -57,7 +57,7 @@ def fitting_options(
 ) -> dict[str, Any] | None:
     """The one or two numbers or switches among a network's options with which `weights` would fit, or None.
 
-    Networks are built without memory, one after the other, until `seconds` have passed.
+    Networks are built without memory, one after the other, until `seconds` of processor time are spent.
     """
     asked = {**_defaults(which_model), **options}
     own = network.state_dict()
@@ -67,12 +67,12 @@ def fitting_options(
     choices = {key: _choices(value, own, given) for key, value in asked.items() if type(value) in (int, bool)}
     other_names = own.keys() != given.keys()
     widths = {key for key, value in asked.items() if other_names and value in _sizes(own)}  # no width changes a name
-    deadline = time.monotonic() + seconds
+    deadline = time.process_time() + seconds
     alone = [(key,) for key in choices if key not in widths or key == "scale"]
     tries: list[tuple[str, ...]] = [*alone, *itertools.combinations(choices, 2)]
     for keys in sorted(tries, key=lambda keys: (len(keys), keys != ("scale",), math.prod(len(choices[key]) for key in keys))):
         for values in itertools.product(*(choices[key] for key in keys)):
-            if time.monotonic() > deadline:
+            if time.process_time() > deadline:
                 return None
             changed = dict(zip(keys, values, strict=True))
             if _would_fit(which_model, {**options, **changed}, weights):

@@ -69,9 +69,13 @@ def _alone(function: Callable[[Input], Output], given: Input, died: Callable[[In
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    with _interrupt_afterwards():
-        pool = ProcessPoolExecutor(workers, initializer=_start_worker)
-        pool.submit(int).result()  # starts the processes
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    try:
+        with _interrupt_afterwards():
+            pool.submit(int).result()  # starts the processes
+    except BaseException:
+        pool.shutdown()  # left to the end of the program, it would complain
+        raise
     return pool
 
 
