@@ -300,6 +300,22 @@ def test_with_a_lag_the_next_iteration_is_held_too_and_nothing_else_differs(tmp_
         torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("held", [0.0, 3.0])
+def test_an_average_obeys_a_flag_on_the_device(held):
+    """Large tensors and small ones, floating-point ones and counters."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1200, 900), nn.BatchNorm1d(900))
+    ema, expected = ModelEma(network, rate=0.75), ModelEma(network, rate=0.75)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += torch.randn_like(p)
+        network[1].num_batches_tracked += 1
+    ema.update(1, torch.tensor(held))
+    expected.update(1, held > 0)
+    for (name, value), other in zip(ema.state_dict().items(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-6 if not held else 0, atol=1e-6 if not held else 0, msg=name)
+
+
 # ---- fp16 -------------------------------------------------------------------------------------------------------------------
 
 

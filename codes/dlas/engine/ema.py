@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from dlas.errors import CheckpointError
 
+_LARGE = 2**20  # numbers from which a tensor is worth a kernel of its own
+
 
 class _Slot(NamedTuple):
     """Where a module keeps a tensor. Buffers may be replaced by other tensors at any time, so places are remembered."""
@@ -78,10 +80,16 @@ class ModelEma:
                 copied_live.append(slot.tensor)
         if isinstance(held, Tensor):  # a rate on the device: multi-tensor lerp takes none
             made = held == 0
-            if averaged:
-                steps = torch._foreach_sub(live, averaged)
-                torch._foreach_mul_(steps, (1 - rate) * made.to(averaged[0].dtype))
-                torch._foreach_add_(averaged, steps)
+            weight = (1 - rate) * made
+            small = [(a, b) for a, b in zip(averaged, live, strict=True) if a.numel() < _LARGE]
+            for average, present in zip(averaged, live, strict=True):
+                if average.numel() >= _LARGE:
+                    torch.lerp(average, present, weight.to(average.dtype), out=average)
+            if small:
+                averages = [average for average, _ in small]
+                steps = torch._foreach_sub([present for _, present in small], averages)
+                torch._foreach_mul_(steps, weight)
+                torch._foreach_add_(averages, steps)
             _assign(copied, [torch.where(made, new, old) for new, old in zip(copied_live, copied, strict=True)])
             return
         if averaged:

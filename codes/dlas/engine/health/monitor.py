@@ -274,6 +274,9 @@ class HealthMonitor:
 
     def _look(self, iteration: int, watched: list[_Watched], codes: list[int]) -> None:
         for number, (each, code) in enumerate(zip(watched, codes, strict=True)):
+            if self._bad is not None and self.latch is not None:  # nobody has acted on it, so all that follows is held
+                self._discard(watched[number:])
+                return
             if code == GOOD:
                 self.meter.accept(each.values)
                 if each.code is not None:
@@ -283,21 +286,20 @@ class HealthMonitor:
             values = Meter.means(each.values)
             self._bad = BadUpdate(each.step, iteration, _KINDS[code], each.parts, each.contexts, values)
             # Whatever came after it was held.
-            held = [*watched[number:], *(later for record in self._pending for later in record.watched)]
+            self._discard([*watched[number:], *(later for record in self._pending for later in record.watched)])
             self._pending.clear()
-            for one in reversed(held):
-                if one.code is not None:
-                    self.history[one.step.name].skipped += 1
-                    self._undo(one)
             return
 
     def _settle(self, watched: _Watched) -> None:
         if self.latch is not None and watched.step.guard is not None:
             watched.step.guard.holder.settle()
 
-    def _undo(self, watched: _Watched) -> None:
-        if self.latch is not None and watched.step.guard is not None:
-            watched.step.guard.holder.undo()
+    def _discard(self, held: list[_Watched]) -> None:
+        for one in reversed(held):
+            if one.code is not None:
+                self.history[one.step.name].skipped += 1
+                if self.latch is not None and one.step.guard is not None:
+                    one.step.guard.holder.undo()
 
 
 def _spike_score(settings: HealthConfig, device: torch.device) -> SpikeScore | None:
