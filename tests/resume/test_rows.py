@@ -181,10 +181,16 @@ def test_tensorboard_has_all_rows_up_to_the_checkpoint_and_none_twice(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_children_of_a_killed_run_do_not_keep_its_folder_locked(tmp_path):
     context = multiprocessing.get_context("fork")
-    done = context.Event()
+    runs, done = context.Event(), context.Event()
+
+    def wait():
+        runs.set()
+        done.wait()
+
     with RunFolder(tmp_path / "run").locked():
-        child = context.Process(target=done.wait, daemon=True)
+        child = context.Process(target=wait, daemon=True)
         child.start()
+        assert runs.wait(60)
     try:
         with RunFolder(tmp_path / "run").locked():
             assert child.is_alive()
