@@ -34,7 +34,8 @@ import torch
 from step_overhead import InMemory  # registers the data set too
 
 from dlas.config import load
-from dlas.engine.trainer import Trainer, _Clock
+from dlas.engine.clock import Clock
+from dlas.engine.trainer import Trainer
 from dlas.observe.console import progress_bar
 from dlas.observe.recorder import Recorder
 
@@ -52,7 +53,7 @@ def trainer(folder: str, name: str, precision: str, data: str, *overrides: str) 
     made.folder.path.mkdir(exist_ok=True)
     (made.folder.path / "config.resolved.yml").write_text("")
     made.recorder = Recorder(made.folder.metrics, None)
-    made.clock, made.bar = _Clock(made.progress), progress_bar(1, 0)
+    made.clock, made.bar = Clock(made.progress), progress_bar(1, 0)
     return made
 
 

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from dlas.archs import create_network
 from dlas.config import load
 from dlas.data.base import Dataset, Request, Sample
+from dlas.engine.clock import Clock
 from dlas.engine.interrupt import StopRequest
-from dlas.engine.trainer import Trainer, _Clock
+from dlas.engine.trainer import Trainer
 from dlas.observe.console import progress_bar
 from dlas.observe.recorder import Recorder
 from dlas.registry import ARCHS, DATASETS
@@ -123,7 +124,7 @@ def trainer_loop(folder: str, network: str, size: int, scale: int, precision: st
     (trainer.folder.path / "config.resolved.yml").write_text("")
     trainer.recorder = Recorder(trainer.folder.metrics, None)
     loader = trainer._loader()
-    trainer.clock, trainer.bar = _Clock(trainer.progress), progress_bar(1, 0)
+    trainer.clock, trainer.bar = Clock(trainer.progress), progress_bar(1, 0)
 
     def run(steps: int) -> None:
         trainer.advance(loader, trainer.progress.step + steps, StopRequest())

@@ -658,6 +658,7 @@ def test_pictures_tensorboard_and_logs_end_no_run(tmp_path, monkeypatch, caplog)
     from torch.utils.tensorboard import SummaryWriter
 
     monkeypatch.setattr("dlas.engine.trainer.write_png", full)
+    monkeypatch.setattr("dlas.engine.validation.write_png", full)
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     run = trainer(tmp_path, toys.PSNR, "logger.tensorboard=true", "logger.visuals=[gen]", "logger.visual_debug_rate=1")
     run.folder.log = Path("/dev/full")

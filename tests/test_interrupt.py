@@ -11,8 +11,8 @@ import pytest
 
 import toys
 from dlas.engine import checkpoint
-from dlas.engine import trainer as trainer_module
 from dlas.engine.interrupt import Stopping, StopRequest
+from dlas.engine.validation import Validation
 from runs import assert_same_tensors, rows, trainer
 
 
@@ -100,16 +100,16 @@ def signal_after_step(run, step: int) -> None:
 @pytest.mark.parametrize("validation", [4, 8], ids=["between", "at the end"])
 def test_a_validation_that_was_broken_off_is_made_when_the_run_goes_on(tmp_path, monkeypatch, validation):
     text = toys.PSNR.replace("  val: {mode: toy_pairs}\n", "  val: {mode: toy_pairs}\n  more: {mode: toy_pairs}\n")
-    original = trainer_module.Trainer._show
+    original = Validation._show
     shown: list[int] = []
 
-    def show(self, *arguments):
-        original(self, *arguments)
-        shown.append(self.progress.step)
-        if self.progress.step == validation and shown.count(validation) == 3:  # within the second set
+    def show(self, name, numbers, step, *arguments):
+        original(self, name, numbers, step, *arguments)
+        shown.append(step)
+        if step == validation and shown.count(validation) == 3:  # within the second set
             send(signal.SIGTERM)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_show", show)
+    monkeypatch.setattr(Validation, "_show", show)
     result = trainer(tmp_path, text).run()
     assert (result.step, result.stopped_by) == (validation, signal.SIGTERM)
     assert shown.count(validation) == 3

@@ -252,7 +252,7 @@ def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):
         run.run()
         live = weights(run.networks["generator"])
         results = []
-        run.evaluator.run(run.datasets["val"], 8, results.append)
+        run.validation.evaluator.run(run.datasets["val"], 8, results.append)
         assert all(torch.equal(v, live[k]) for k, v in run.networks["generator"].named_parameters())
         assert run.networks["generator"].training
         figures[use_ema] = [each.values["psnr"] for each in results]

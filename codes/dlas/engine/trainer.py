@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from signal import Signals
@@ -25,59 +22,35 @@ from dlas.engine.agreement import any_rank
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
+from dlas.engine.clock import Clock
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
 from dlas.engine.ema import ModelEma
-from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.evaluate import Evaluator
 from dlas.engine.fitting import load_weights
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
-from dlas.engine.loss_state import loss_state, restore_loss_state
 from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
+from dlas.engine.progress import Progress
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
+from dlas.engine.step_state import restore_step, step_state
+from dlas.engine.validation import Validation
 from dlas.engine.watchdog import Watchdog
 from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError, printable
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
-from dlas.observe.pictures import comparison_sheet, grid
+from dlas.observe.pictures import grid
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
 from dlas.optim.schedules import build_schedule
 
 ADVICE = "Lower the learning rate, set clip_grad_eps, or look for the operation with anomaly_detection: true"
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; with weights and optimisers, all that a restart needs.
-
-    Args:
-        step: completed iterations.
-        samples: training samples taken.
-        seconds: time spent in this and earlier sittings.
-        best: best mean of each validation metric, by set and name, with its step.
-        rollbacks: how often the run was rolled back to a checkpoint after a bad update.
-        validated: step of the latest validation; a request to stop puts one off that is due.
-        bad_files: unusable files that were skipped, and why.
-        resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
-        micro_batch_size: most samples of a micro-batch that fitted into memory, where `micro_batch_size: auto` had to find it.
-    """
-
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    best: dict[str, dict[str, float]] = field(default_factory=dict)
-    rollbacks: int = 0
-    validated: int = 0
-    bad_files: dict[str, str] = field(default_factory=dict)
-    resume_state: str | None = None
-    micro_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,15 +129,14 @@ class Trainer:
             health=self.health,
             on_error=self.crashes.report_error,
         )
-        self.evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
         self.progress = Progress()
         self.best = BestFigures(config)
+        evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
+        self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best)
         self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
-        self.last_validation = ""
-        self._left_out: set[str] = set()  # files left out of validation, and visuals that cannot be shown: told of once
-        self._not_shown: set[str] = set()
+        self._not_shown: set[str] = set()  # visuals that cannot be shown: told of once
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -219,7 +191,7 @@ class Trainer:
             return RunResult(self.progress.step, self.folder.path, stop.signal)
 
     def _loop(self, loader: Loader, stop: StopRequest) -> None:
-        self.clock = _Clock(self.progress)
+        self.clock = Clock(self.progress)
         with progress_bar(self.settings.niter, self.progress.step) as self.bar:
             started = self.progress.step
             self._prepare_to_roll_back()
@@ -331,7 +303,7 @@ class Trainer:
             duration(remaining),
         )
         shown = {name: compact(value) for name, value in losses.items() if not name.endswith(("/lr", "/grad_norm"))}
-        self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in shown.items()), self.last_validation]).strip(", "))
+        self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in shown.items()), self.validation.words]).strip(", "))
 
     def _kept(self) -> str:
         return f"Nothing was saved since; the newest checkpoint is {self.writer.newest or 'not there yet'}."
@@ -407,71 +379,17 @@ class Trainer:
         self.clock.pause()
         STAGE.enter("eval")
         try:
-            self._validate(stop)
+            self.validation.run(self.progress, self.recorder, self.clock.seconds(), stop)
         except Stopping:
             LOGGER.info("the validation at step %d is put off until the run goes on", self.progress.step)
+        except TrainingError:  # the networks are as they were: what was trained is worth keeping
+            self.save()
+            raise
         else:
+            self._saved = False
             if self.best.step(self.progress.best) == self.progress.step:
                 self.save()
         self.clock.resume()
-
-    def _validate(self, stop: StopRequest) -> None:
-        for key, dataset in self.datasets.items():
-            if key == "train":
-                continue
-            name = self.config.datasets[key].name or key
-            stop.check()
-            show = partial(self._show, name, itertools.count(), stop)
-            left_out: dict[str, str] = {}
-            try:
-                means = self.evaluator.run(dataset, self.progress.step, show, left_out)
-            except TrainingError:  # the networks are as they were: what was trained is worth keeping
-                self.save()
-                raise
-            self._record_validation(name, means)
-            for path, reason in left_out.items():
-                if path not in self._left_out:
-                    LOGGER.warning("left out of validation: %s: %s", printable(path), reason)
-            self._left_out |= left_out.keys()
-        self.progress.validated = self.progress.step
-        self._saved = False
-
-    def _record_validation(self, name: str, means: dict[str, float]) -> None:
-        progress = self.progress
-        self.recorder.validation(progress.step, progress.samples, self.clock.seconds(), name, means)
-        baseline = self.config.eval.baseline
-        words = []
-        for metric in self.config.eval.metrics:
-            if metric not in means:
-                continue
-            word = f"{metric} {means[metric]:.4f}"
-            reference = means.get(f"{baseline}_{metric}")
-            if reference is not None:
-                word += f" ({baseline} {reference:.4f}, {means[metric] - reference:+.4f})"
-            words.append(word)
-            self.best.update(progress.best, name, metric, means[metric], progress.step)
-        LOGGER.info("validation at step %d on %s: %s", progress.step, name, "  ".join(words) or "no metrics")
-        if words:
-            self.last_validation = "val " + " ".join(words[0].split()[:2])
-
-    def _show(self, name: str, shown: Iterator[int], stop: StopRequest, result: Evaluated) -> None:
-        stop.check()
-        step = self.progress.step
-        STAGE.enter("eval", result.name)
-        if self.config.eval.save_images:
-            folder = self.folder.validation / name / result.name
-            pictures = {"hq": result.target, "lq": result.input, self.config.eval.baseline: result.baseline}
-
-            def write() -> None:
-                write_png(folder / f"{step}.png", result.output[0])
-                for label, picture in pictures.items():
-                    if picture is not None and not (folder / f"{label}.png").exists():
-                        write_png(folder / f"{label}.png", picture[0])
-
-            self.folder.dispensable("pictures of the validation", write)
-        if next(shown) < self.config.eval.num_sheets:
-            row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
-            self.recorder.image(f"{name}/{result.name}", comparison_sheet(row), step)
 
     def _write_visuals(self, part: MicroBatch) -> None:
         for key in self.config.logger.visuals:
@@ -519,7 +437,7 @@ class Trainer:
             {name: network.state_dict() for name, network in trained.items()},
             {name: ema.state_dict() for name, ema in self.emas.items()},
             asdict(self.progress),
-            {step.name: {**_step_state(step), "health": self.health.state_dict(step.name)} for step in self.steps},
+            {step.name: {**step_state(step), "health": self.health.state_dict(step.name)} for step in self.steps},
             self.meter.state_dict(),
             {name: [key for key, _ in network.named_parameters()] for name, network in trained.items()},
         )
@@ -569,7 +487,7 @@ class Trainer:
         for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
             ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
         for step in self.steps:
-            _restore_step(step, snapshot.optimizers[step.name])
+            restore_step(step, snapshot.optimizers[step.name])
             self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})
         self.meter.load_state_dict(snapshot.meter, self.device)
         self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
@@ -626,78 +544,3 @@ class Trainer:
         if self.progress.bad_files:
             listing = "\n".join(f"  {printable(path)}: {reason}" for path, reason in sorted(self.progress.bad_files.items()))
             LOGGER.warning("%d unusable files were left out:\n%s", len(self.progress.bad_files), listing)
-
-
-def _step_state(step: TrainingStep) -> dict[str, Any]:
-    return {
-        "class": type(step.optimizer).__name__,
-        "optimizer": step.optimizer.state_dict(),
-        "scaler": step.scaler.state_dict() if step.scaler is not None else None,
-        "schedule": step.schedule.state_dict(),
-        "losses": loss_state(step),
-    }
-
-
-def _restore_step(step: TrainingStep, state: dict[str, Any]) -> None:
-    saved, present = state.get("class"), type(step.optimizer).__name__
-    if saved not in (None, present):
-        raise CheckpointError(
-            f"step '{step.name}': the checkpoint holds the state of {saved}, and the optimiser is now {present}; go back to "
-            "it, or start a new run (--resume never), with 'path.pretrain' for the weights"
-        )
-    checkpoint.restore_optimizer(step.optimizer, state["optimizer"])
-    step.schedule.load_state_dict(state["schedule"])
-    restore_loss_state(step, state.get("losses"))
-    if step.scaler is not None and state["scaler"] is not None:
-        step.scaler.load_state_dict(state["scaler"])
-
-
-class _Clock:
-    """Where the time goes: waiting for data, working, or neither (validation and saving count as paused)."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._earlier = progress.seconds
-        self._start = time.perf_counter()
-        self._mark = self._start
-        self._wait = 0.0
-        self._work = 0.0
-        self._lap_step, self._lap_samples = progress.step, progress.samples
-
-    def waiting(self) -> None:
-        now = time.perf_counter()
-        self._work += now - self._mark
-        self._mark = now
-
-    def working(self) -> None:
-        now = time.perf_counter()
-        self._wait += now - self._mark
-        self._mark = now
-
-    def pause(self) -> None:
-        self.waiting()
-
-    def resume(self) -> None:
-        self._mark = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Time of the whole run, earlier sittings included."""
-        return self._earlier + time.perf_counter() - self._start
-
-    def jump(self, progress: Progress) -> None:
-        """The run went to another step; rates are counted from there."""
-        self.pause()
-        self._wait = self._work = 0.0
-        self._lap_step, self._lap_samples = progress.step, progress.samples
-
-    def lap(self, progress: Progress) -> dict[str, float]:
-        """Rates since the last call."""
-        self.pause()
-        busy = max(self._wait + self._work, 1e-9)
-        values = {
-            "iterations_per_second": (progress.step - self._lap_step) / busy,
-            "samples_per_second": (progress.samples - self._lap_samples) / busy,
-            "data_wait_share": self._wait / busy,
-        }
-        self._wait = self._work = 0.0
-        self._lap_step, self._lap_samples = progress.step, progress.samples
-        return values

@@ -1,0 +1,109 @@
+"""Validation in the course of a run: figures into the log and metrics.jsonl, pictures into the run folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from dlas.config import Config
+from dlas.data.base import Dataset
+from dlas.data.images.files import write_png
+from dlas.engine.best import BestFigures
+from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.interrupt import StopRequest
+from dlas.engine.progress import Progress
+from dlas.engine.stage import STAGE
+from dlas.errors import printable
+from dlas.observe.console import LOGGER
+from dlas.observe.pictures import comparison_sheet
+from dlas.observe.recorder import Recorder
+from dlas.observe.run_folder import RunFolder
+
+
+class Validation:
+    """Evaluates every data set but `train`.
+
+    Args:
+        config: the run's configuration.
+        datasets: by key.
+        evaluator: runs the networks.
+        folder: of the run.
+        best: takes the figures.
+
+    Attributes:
+        words: the latest figure, for the progress bar.
+    """
+
+    def __init__(
+        self, config: Config, datasets: Mapping[str, Dataset], evaluator: Evaluator, folder: RunFolder, best: BestFigures
+    ) -> None:
+        self.config = config
+        self.sets = {config.datasets[key].name or key: each for key, each in datasets.items() if key != "train"}
+        self.evaluator = evaluator
+        self.folder = folder
+        self.best = best
+        self.words = ""
+        self._left_out: set[str] = set()  # told of once
+
+    def run(self, progress: Progress, recorder: Recorder, seconds: float, stop: StopRequest) -> None:
+        """Validates, and enters it into `progress`.
+
+        Args:
+            progress: of the run.
+            recorder: takes figures and sheets.
+            seconds: that the run has taken so far.
+            stop: a request to stop is heeded between pictures.
+
+        Raises:
+            Stopping: there is one; nothing of the set in hand is recorded.
+            TrainingError: a picture does not fit into memory, or cannot be measured.
+        """
+        for name, dataset in self.sets.items():
+            stop.check()
+            show = partial(self._show, name, itertools.count(), progress.step, recorder, stop)
+            left_out: dict[str, str] = {}
+            means = self.evaluator.run(dataset, progress.step, show, left_out)
+            recorder.validation(progress.step, progress.samples, seconds, name, means)
+            self._tell(name, means, progress)
+            for path, reason in left_out.items():
+                if path not in self._left_out:
+                    LOGGER.warning("left out of validation: %s: %s", printable(path), reason)
+            self._left_out |= left_out.keys()
+        progress.validated = progress.step
+
+    def _tell(self, name: str, means: dict[str, float], progress: Progress) -> None:
+        baseline = self.config.eval.baseline
+        words = []
+        for metric in self.config.eval.metrics:
+            if metric not in means:
+                continue
+            word = f"{metric} {means[metric]:.4f}"
+            reference = means.get(f"{baseline}_{metric}")
+            if reference is not None:
+                word += f" ({baseline} {reference:.4f}, {means[metric] - reference:+.4f})"
+            words.append(word)
+            self.best.update(progress.best, name, metric, means[metric], progress.step)
+        LOGGER.info("validation at step %d on %s: %s", progress.step, name, "  ".join(words) or "no metrics")
+        if words:
+            self.words = "val " + " ".join(words[0].split()[:2])
+
+    def _show(
+        self, name: str, shown: Iterator[int], step: int, recorder: Recorder, stop: StopRequest, result: Evaluated
+    ) -> None:
+        stop.check()
+        STAGE.enter("eval", result.name)
+        if self.config.eval.save_images:
+            folder = self.folder.validation / name / result.name
+            pictures = {"hq": result.target, "lq": result.input, self.config.eval.baseline: result.baseline}
+
+            def write() -> None:
+                write_png(folder / f"{step}.png", result.output[0])
+                for label, picture in pictures.items():
+                    if picture is not None and not (folder / f"{label}.png").exists():
+                        write_png(folder / f"{label}.png", picture[0])
+
+            self.folder.dispensable("pictures of the validation", write)
+        if next(shown) < self.config.eval.num_sheets:
+            row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
+            recorder.image(f"{name}/{result.name}", comparison_sheet(row), step)
