@@ -19,6 +19,7 @@ from dlas.data.loader import build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
 from dlas.engine.meter import Meter
+from dlas.engine.retention import Retention
 from dlas.engine.trainer import Trainer
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
@@ -176,6 +177,29 @@ def test_tensorboard_has_all_rows_up_to_the_checkpoint_and_none_twice(tmp_path):
     assert scalars(tmp_path / "tb", "g/loss") == [(1, 1), (2, 2), (3, 203)]
     for recorder in (first, second, third):
         recorder.close()
+
+
+def test_a_run_killed_right_after_its_last_checkpoint_still_settles_what_stays(tmp_path, monkeypatch):
+    options = ["checkpoints={keep_last: 1, keep_best: {metric: psnr}, background: false}"]
+    trainer(tmp_path, toys.PSNR, *options, "name=whole").run()
+    original = Retention.apply
+
+    def apply(self, target, best):
+        if target.name == "8":
+            raise KeyboardInterrupt
+        original(self, target, best)
+
+    killed_run = trainer(tmp_path, toys.PSNR, *options, "name=killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Retention, "apply", apply)
+        with pytest.raises(KeyboardInterrupt):
+            killed_run.run()
+    killed, whole = (tmp_path / name / "checkpoints" for name in ("killed", "whole"))
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in killed.iterdir()) != names
+    trainer(tmp_path, toys.PSNR, *options, "name=killed").run()
+    assert sorted(path.name for path in killed.iterdir()) == names
+    assert (killed / "best").read_text() == (whole / "best").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -66,6 +66,18 @@ class CheckpointWriter:
             except Exception as second:  # the first error tells why the run ends
                 LOGGER.warning("%s", second)
 
+    def settle(self, best: int | None) -> None:
+        """Does what a run that was killed still owed to its newest checkpoint: `best` names the best one, old ones go.
+
+        Args:
+            best: step of the best checkpoint, as for `save`.
+
+        Raises:
+            OSError: the folder cannot be changed.
+        """
+        if self.newest is not None:
+            self._retention.apply(self.newest, best)
+
     def prepare(self, snapshot: Snapshot, coming: Sequence[int]) -> None:
         """Makes ready for snapshots like this one, beside the training, so that the first is copied as fast as the later ones.
 

@@ -475,6 +475,7 @@ class Trainer:
             checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
         if found.parent == self.folder.checkpoints:
             checkpoint.point_to(found)
+            self.writer.settle(self.best.step(self.progress.best))
         self._saved = not goes_back
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         LOGGER.info("going on from %s", found)
