@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
+from dlas.data.images.cache import MappedCache
 from dlas.data.images.files import ImageArray, list_images, read_image
 from dlas.data.images.pairs import unique_names
+from dlas.data.images.png_rows import PngRows, open_rows
 from dlas.data.inventory import Inventory, Item
 from dlas.degradations import create_degradation
 from dlas.degradations.base import Recipe, Sharpen
 from dlas.degradations.host import FloatImage, apply, degrade
 from dlas.errors import ConfigurationError
 from dlas.registry import DATASETS
-from dlas.types import DegradationOptions, PositiveInt
+from dlas.types import DegradationOptions, PositiveFloat, PositiveInt
 
 
 @DATASETS.register("degraded_images", "RealESRGANDataset")
@@ -40,7 +42,10 @@ class DegradedImages(Dataset):
             see what lies around; smaller images are continued by their mirror image. A multiple of `scale`.
         use_flip: mirror crops left to right at random (train phase).
         use_rot: turn crops by a random multiple of 90 degrees (train phase).
-        cache: `memory` keeps every decoded image, 3 bytes a pixel (6 at 16 bits); `none` decodes a file for every sample.
+        cache: `none` decodes a file for every sample; `memory` keeps every decoded image, 3 bytes a pixel (6 at 16 bits);
+            `mapped` keeps them in files that all processes share and of which a crop reads its own part.
+        cache_dir: folder of the mapped cache; by default `$DLAS_CACHE_DIR`, or `dlas/images` in the user's folder of caches.
+        cache_gb: size of the mapped cache in 10^9 bytes; what does not fit is decoded for every sample.
         on_bad_file: `error` stops at a damaged or too small file; `skip` takes another sample instead and reports it.
 
     Raises:
@@ -62,7 +67,9 @@ class DegradedImages(Dataset):
         degradation_size: PositiveInt = 400,
         use_flip: bool = True,
         use_rot: bool = False,
-        cache: Literal["none", "memory"] = "none",
+        cache: Literal["none", "memory", "mapped"] = "none",
+        cache_dir: str | None = None,
+        cache_gb: PositiveFloat = 32.0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         _check_sizes(scale, target_size, degradation_size)
@@ -77,6 +84,7 @@ class DegradedImages(Dataset):
         self._use_flip = use_flip
         self._use_rot = use_rot
         self._kept: dict[int, ImageArray] | None = {} if cache == "memory" else None
+        self._mapped = MappedCache(cache_dir, cache_gb) if cache == "mapped" else None
 
     @classmethod
     def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
@@ -101,7 +109,12 @@ class DegradedImages(Dataset):
         return str(self.files[index])
 
     def prepare(self) -> None:
-        """Fills the memory cache, which worker processes then share. A bad file is reported when its sample is asked for."""
+        """Fills the memory cache, which worker processes then share. A bad file is reported when its sample is asked for.
+
+        The mapped cache is filled by the workers, side by side.
+        """
+        if self._mapped is not None:
+            self._mapped.open()
         for index in range(len(self)) if self._kept is not None else ():
             try:
                 self._read(index)
@@ -109,8 +122,10 @@ class DegradedImages(Dataset):
                 continue
 
     def __getitem__(self, request: Request) -> Sample:
-        image = self._read(request.index)
-        hq = self._cut(image, request) if self.training else self._whole(image, request.index)
+        if self.training:
+            hq = self._cut(self._readable(request.index), request)
+        else:
+            hq = self._whole(self._read(request.index), request.index)
         rng = request.rng("degradation")
         recipe = self.degradation.draw(rng, hq.shape[0], hq.shape[1], self.scale)
         sharp, lq = self._degrade(hq, recipe, rng)
@@ -132,7 +147,15 @@ class DegradedImages(Dataset):
             sharp, rest = apply(hq, recipe[0], torch.Generator()), recipe[1:]
         return sharp, degrade(sharp, rest, rng)
 
+    def _readable(self, index: int) -> ImageArray | PngRows:
+        """The image, or, where nothing is kept, its file if that can be decoded in part."""
+        rows = open_rows(self.files[index]) if self._kept is None and self._mapped is None else None
+        return self._read(index) if rows is None else rows
+
     def _read(self, index: int) -> ImageArray:
+        if self._mapped is not None:
+            path = self.files[index]
+            return self._mapped.image(path, "", lambda: read_image(path))
         image = self._kept.get(index) if self._kept is not None else None
         if image is None:
             image = read_image(self.files[index])
@@ -149,7 +172,7 @@ class DegradedImages(Dataset):
             )
         return _float(image[:height, :width])
 
-    def _cut(self, image: ImageArray, request: Request) -> FloatImage:
+    def _cut(self, image: ImageArray | PngRows, request: Request) -> FloatImage:
         side = self._context_size
         height, width = image.shape[:2]
         if min(height, width) < self._size:

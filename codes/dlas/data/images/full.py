@@ -11,7 +11,7 @@ from dlas.data.images.pairs import Files, ImagePairs, Planes, items_of
 from dlas.data.inventory import Inventory
 from dlas.errors import ConfigurationError
 from dlas.registry import DATASETS
-from dlas.types import PositiveInt
+from dlas.types import PositiveFloat, PositiveInt
 
 
 @DATASETS.register("fullimage")
@@ -27,6 +27,10 @@ class FullImage(ImagePairs):
             low-quality image is made with MATLAB's bicubic interpolation.
         scale: how many times larger the high-quality image is.
         force_multiple: images are cropped at the right and bottom until the sides of the low-quality image are multiples.
+        cache: `none` decodes a file for every sample; `memory` keeps every decoded image, 3 bytes a pixel (6 at 16 bits);
+            `mapped` keeps them in files that all processes share and of which a crop reads its own part.
+        cache_dir: folder of the mapped cache; by default `$DLAS_CACHE_DIR`, or `dlas/images` in the user's folder of caches.
+        cache_gb: size of the mapped cache in 10^9 bytes; what does not fit is decoded for every sample.
         on_bad_file: `error` stops at a damaged, unfit or too small file; `skip` leaves it out and reports it.
 
     Raises:
@@ -45,6 +49,9 @@ class FullImage(ImagePairs):
         dataroot_LQ: str | list[str] | None = None,  # noqa: N803
         scale: PositiveInt,
         force_multiple: PositiveInt = 1,
+        cache: Literal["none", "memory", "mapped"] = "none",
+        cache_dir: str | None = None,
+        cache_gb: PositiveFloat = 32.0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         if phase == "train":
@@ -56,7 +63,9 @@ class FullImage(ImagePairs):
             target_size=scale,
             use_flip=False,
             use_rot=False,
-            cache="none",
+            cache=cache,
+            cache_dir=cache_dir,
+            cache_gb=cache_gb,
             on_bad_file=on_bad_file,
         )
         self.multiple = force_multiple

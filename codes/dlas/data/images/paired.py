@@ -12,7 +12,7 @@ from dlas.data.images.pairs import Files, ImagePairs, items_of
 from dlas.data.inventory import Alone, Inventory
 from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
-from dlas.types import PositiveInt
+from dlas.types import PositiveFloat, PositiveInt
 
 _EXAMPLES = 5
 
@@ -34,7 +34,10 @@ class PairedImages(ImagePairs):
         target_size: height and width in pixels of the high-quality crop (train phase); a multiple of `scale`.
         use_flip: mirror crops left to right at random (train phase).
         use_rot: turn crops by a random multiple of 90 degrees (train phase).
-        cache: `memory` keeps every decoded image, 3 bytes a pixel (6 at 16 bits); `none` decodes a file for every sample.
+        cache: `none` decodes a file for every sample; `memory` keeps every decoded image, 3 bytes a pixel (6 at 16 bits);
+            `mapped` keeps them in files that all processes share and of which a crop reads its own part.
+        cache_dir: folder of the mapped cache; by default `$DLAS_CACHE_DIR`, or `dlas/images` in the user's folder of caches.
+        cache_gb: size of the mapped cache in 10^9 bytes; what does not fit is decoded for every sample.
         on_bad_file: `error` stops at a damaged, unfit or too small file; `skip` takes another sample instead and reports it.
 
     Raises:
@@ -56,7 +59,9 @@ class PairedImages(ImagePairs):
         target_size: PositiveInt = 128,
         use_flip: bool = True,
         use_rot: bool = True,
-        cache: Literal["none", "memory"] = "none",
+        cache: Literal["none", "memory", "mapped"] = "none",
+        cache_dir: str | None = None,
+        cache_gb: PositiveFloat = 32.0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(
@@ -67,6 +72,8 @@ class PairedImages(ImagePairs):
             use_flip=use_flip,
             use_rot=use_rot,
             cache=cache,
+            cache_dir=cache_dir,
+            cache_gb=cache_gb,
             on_bad_file=on_bad_file,
         )
 

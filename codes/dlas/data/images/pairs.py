@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
+from dlas.data.images.cache import MappedCache
 from dlas.data.images.files import ImageArray, read_image, to_tensor, unit_range
+from dlas.data.images.png_rows import open_rows
 from dlas.data.inventory import Item
 from dlas.errors import ConfigurationError
 from dlas.layers.resize import imresize
@@ -26,7 +28,7 @@ class Files(NamedTuple):
 
 
 class Planes(NamedTuple):
-    """A decoded pair, channels first, so that a row of a crop is contiguous: (3, H, W) and (3, H / scale, W / scale)."""
+    """A decoded pair, channels first: (3, H, W) and (3, H / scale, W / scale). Views: the pixels lie as they were decoded."""
 
     hq: ImageArray
     lq: ImageArray
@@ -49,7 +51,9 @@ class ImagePairs(Dataset):
         target_size: height and width of the high-quality crop.
         use_flip: mirror a crop left to right with probability 1/2.
         use_rot: turn a crop by 0, 90, 180 or 270 degrees with equal probability.
-        cache: "memory" keeps decoded images.
+        cache: "memory" keeps decoded images in memory, "mapped" on disk, for all processes.
+        cache_dir: folder of the mapped cache; None takes the default.
+        cache_gb: size of the mapped cache.
         on_bad_file: what to do about an unusable file.
 
     Raises:
@@ -65,7 +69,9 @@ class ImagePairs(Dataset):
         target_size: int,
         use_flip: bool,
         use_rot: bool,
-        cache: Literal["none", "memory"],
+        cache: Literal["none", "memory", "mapped"],
+        cache_dir: str | None = None,
+        cache_gb: float = 32.0,
         on_bad_file: Literal["error", "skip"],
     ) -> None:
         _check_sizes(training, scale, target_size)
@@ -78,6 +84,7 @@ class ImagePairs(Dataset):
         self._use_flip = use_flip
         self._use_rot = use_rot
         self._keep = cache == "memory"
+        self._mapped = MappedCache(cache_dir, cache_gb) if cache == "mapped" else None
         self._kept: dict[int, Planes] = {}
 
     @classmethod
@@ -92,18 +99,23 @@ class ImagePairs(Dataset):
         return len(self.files)
 
     def __getitem__(self, request: Request) -> Sample:
-        planes = self._planes(request.index)
         path = str(self.files[request.index].hq)
         if self.training:
-            hq, lq = self._crop(planes, request, path)
-            return {"lq": _to_float(lq), "hq": _to_float(hq), "path": path}
+            crop = self._crop_of_files(request) or self._crop(self._planes(request.index), request, path)
+            return {"lq": _to_float(crop.lq), "hq": _to_float(crop.hq), "path": path}
+        planes = self._planes(request.index)
         return {"lq": _to_float(planes.lq), "hq": _to_float(planes.hq), "path": path, "name": self._names[request.index]}
 
     def source(self, index: int) -> str:
         return str(self.files[index].hq)
 
     def prepare(self) -> None:
-        """Fills the memory cache, which worker processes then share. A bad file is reported when its sample is asked for."""
+        """Fills the memory cache, which worker processes then share. A bad file is reported when its sample is asked for.
+
+        The mapped cache is filled by the workers, side by side.
+        """
+        if self._mapped is not None:
+            self._mapped.open()
         if not self._keep:
             return
         for index in range(len(self)):
@@ -121,7 +133,7 @@ class ImagePairs(Dataset):
         return planes
 
     def _load(self, files: Files) -> Planes:
-        hq = read_image(files.hq)
+        hq = self._read(files.hq)
         height, width = hq.shape[0] // self.scale, hq.shape[1] // self.scale
         if min(height, width) == 0:
             raise BadSample(
@@ -129,7 +141,7 @@ class ImagePairs(Dataset):
                 f"is {hq.shape[1]} x {hq.shape[0]} pixels; expected {self.scale} or more each way (the scale); remove it",
             )
         hq = hq[: height * self.scale, : width * self.scale]
-        lq = shrink(hq, self.scale) if files.lq is None else read_image(files.lq)
+        lq = self._shrunk(files.hq, hq) if files.lq is None else self._read(files.lq)
         if lq.shape[:2] != (height, width):
             raise BadSample(
                 files.hq,
@@ -137,7 +149,17 @@ class ImagePairs(Dataset):
                 f"partner {files.lq} is {lq.shape[1]} x {lq.shape[0]}; expected {width} x {height}; "
                 "correct `scale`, or make the partner again",
             )
-        return Planes(*(np.ascontiguousarray(image.transpose(2, 0, 1)) for image in (hq, lq)))
+        return Planes(hq.transpose(2, 0, 1), lq.transpose(2, 0, 1))
+
+    def _read(self, path: Path) -> ImageArray:
+        if self._mapped is None:
+            return read_image(path)
+        return self._mapped.image(path, "", lambda: read_image(path))
+
+    def _shrunk(self, path: Path, hq: ImageArray) -> ImageArray:
+        if self._mapped is None or self.scale == 1:
+            return shrink(hq, self.scale)
+        return self._mapped.image(path, shrunk_variant(self.scale), lambda: shrink(hq, self.scale))
 
     def _crop(self, planes: Planes, request: Request, path: str) -> Planes:
         size, scale = self._size, self.scale
@@ -148,16 +170,49 @@ class ImagePairs(Dataset):
                 f"is {planes.hq.shape[2]} x {planes.hq.shape[1]} pixels once cropped to a multiple of scale {scale}; expected "
                 f"{size * scale} x {size * scale} at least; lower target_size or remove it",
             )
+        draw = self._draw(request, height, width)
+        top, left = draw.top, draw.left
+        hq = planes.hq[:, top * scale : (top + size) * scale, left * scale : (left + size) * scale]
+        return self._turned(Planes(hq, planes.lq[:, top : top + size, left : left + size]), draw)
+
+    def _crop_of_files(self, request: Request) -> Planes | None:
+        """A crop of files that are decoded in part. None where that is not possible: the whole files tell more."""
+        files = self.files[request.index]
+        if self._keep or self._mapped is not None or files.lq is None:
+            return None
+        hq, lq = open_rows(files.hq), open_rows(files.lq)
+        if hq is None or lq is None:
+            return None
+        size, scale = self._size, self.scale
+        height, width = hq.shape[0] // scale, hq.shape[1] // scale
+        if lq.shape[:2] != (height, width) or min(height, width) < size:
+            return None
+        draw = self._draw(request, height, width)
+        top, left = draw.top, draw.left
+        large = hq[top * scale : (top + size) * scale, left * scale : (left + size) * scale]
+        small = lq[top : top + size, left : left + size]
+        return self._turned(Planes(large.transpose(2, 0, 1), small.transpose(2, 0, 1)), draw)
+
+    def _draw(self, request: Request, height: int, width: int) -> _Draw:
         # All four are always drawn, so that switching an option leaves the other draws as they were.
         down, right, turn, mirror = request.rng("crop").random(4).tolist()
-        top, left = int(down * (height - size + 1)), int(right * (width - size + 1))
-        hq = planes.hq[:, top * scale : (top + size) * scale, left * scale : (left + size) * scale]
-        lq = planes.lq[:, top : top + size, left : left + size]
-        if self._use_flip and mirror < 0.5:
+        place = int(down * (height - self._size + 1)), int(right * (width - self._size + 1))
+        return _Draw(*place, int(turn * 4) if self._use_rot else 0, self._use_flip and mirror < 0.5)
+
+    def _turned(self, crop: Planes, draw: _Draw) -> Planes:
+        hq, lq = crop
+        if draw.mirrored:
             hq, lq = hq[:, :, ::-1], lq[:, :, ::-1]
-        if self._use_rot:
-            hq, lq = _quarter_turns(hq, int(turn * 4)), _quarter_turns(lq, int(turn * 4))
-        return Planes(hq, lq)
+        return Planes(_quarter_turns(hq, draw.turns), _quarter_turns(lq, draw.turns))
+
+
+class _Draw(NamedTuple):
+    """What chance decides about a crop; the place is in pixels of the low-quality image."""
+
+    top: int
+    left: int
+    turns: int
+    mirrored: bool
 
 
 def _check_sizes(training: bool, scale: int, target_size: int) -> None:
@@ -173,6 +228,11 @@ def _check_sizes(training: bool, scale: int, target_size: int) -> None:
 def items_of(files: Sequence[Files]) -> list[Item]:
     """The pairs as an inventory lists them."""
     return [Item({"hq": pair.hq} if pair.lq is None else {"hq": pair.hq, "lq": pair.lq}) for pair in files]
+
+
+def shrunk_variant(scale: int) -> str:
+    """What the mapped cache calls the result of `shrink`."""
+    return f"matlab bicubic / {scale}"
 
 
 def shrink(image: ImageArray, scale: int) -> ImageArray:
@@ -232,4 +292,4 @@ def _quarter_turns(image: ImageArray, turns: int) -> ImageArray:
 
 
 def _to_float(image: ImageArray) -> torch.Tensor:
-    return unit_range(torch.from_numpy(np.ascontiguousarray(image)))
+    return unit_range(torch.from_numpy(np.array(image, order="C")))

@@ -11,7 +11,7 @@ from dlas.data.images.pairs import Files, ImagePairs, items_of
 from dlas.data.inventory import Inventory
 from dlas.errors import DataError, MissingPackageError
 from dlas.registry import DATASETS
-from dlas.types import PositiveInt
+from dlas.types import PositiveFloat, PositiveInt
 
 
 class Photograph(NamedTuple):
@@ -77,7 +77,10 @@ class BuiltinPhotos(ImagePairs):
         target_size: height and width in pixels of the high-quality crop (train phase); a multiple of `scale`.
         use_flip: mirror crops left to right at random (train phase).
         use_rot: turn crops by a random multiple of 90 degrees (train phase).
-        cache: `memory` keeps the decoded images (9 MB); `none` decodes a file for every sample.
+        cache: `memory` keeps the decoded images (9 MB); `none` decodes a file for every sample; `mapped` keeps them in files
+            that all processes share.
+        cache_dir: folder of the mapped cache; by default `$DLAS_CACHE_DIR`, or `dlas/images` in the user's folder of caches.
+        cache_gb: size of the mapped cache in 10^9 bytes; what does not fit is decoded for every sample.
         on_bad_file: `error` stops at a damaged or too small file; `skip` takes another sample instead and reports it.
 
     Raises:
@@ -97,7 +100,9 @@ class BuiltinPhotos(ImagePairs):
         target_size: PositiveInt = 128,
         use_flip: bool = True,
         use_rot: bool = True,
-        cache: Literal["none", "memory"] = "memory",
+        cache: Literal["none", "memory", "mapped"] = "memory",
+        cache_dir: str | None = None,
+        cache_gb: PositiveFloat = 32.0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         training = phase == "train"
@@ -109,6 +114,8 @@ class BuiltinPhotos(ImagePairs):
             use_flip=use_flip,
             use_rot=use_rot,
             cache=cache,
+            cache_dir=cache_dir,
+            cache_gb=cache_gb,
             on_bad_file=on_bad_file,
         )
 

@@ -1,0 +1,48 @@
+"""Times an item of BasicSR's own paired data set.
+
+Run by benchmarks/loader_cost.py with the interpreter of an environment that has the package `basicsr` (1.4.2):
+
+    python basicsr_loader.py FOLDER ITEMS
+
+FOLDER holds `hr` and `lr`. Prints the median of the CPU milliseconds an item.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import cv2
+import torch
+
+_LIBRARY = torch.library.Library(
+    "torchvision", "DEF"
+)  # torchvision's binary wants CUDA; its Python parts need these names only
+for _name in ("nms", "qnms"):
+    _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.modules["torchvision.transforms.functional_tensor"] = __import__(  # the place where older torchvision had it
+    "torchvision.transforms.functional", fromlist=["rgb_to_grayscale"]
+)
+torch.set_num_threads(1)
+cv2.setNumThreads(1)
+
+from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
+
+
+def main() -> None:
+    folder, items = sys.argv[1], int(sys.argv[2])
+    options = {"phase": "train", "scale": 4, "gt_size": 128, "use_hflip": True, "use_rot": True, "io_backend": {"type": "disk"}}
+    dataset = PairedImageDataset({**options, "dataroot_gt": f"{folder}/hr", "dataroot_lq": f"{folder}/lr"})
+    for index in range(4):
+        dataset[index]
+    spent = []
+    for number in range(items):
+        started = time.process_time()
+        dataset[number % 4]
+        spent.append(1e3 * (time.process_time() - started))
+    print(f"{statistics.median(spent):.2f}")
+
+
+if __name__ == "__main__":
+    main()
