@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 
@@ -69,6 +70,7 @@ def cut(path):
         cut,
         lambda path: path.write_bytes(b""),
         lambda path: path.mkdir(),
+        os.mkfifo,
         lambda path: Image.fromarray(noise(8, 9)).convert("P").save(path),
         lambda path: Image.fromarray(noise(8, 9)).convert("RGBA").save(path),
         lambda path: Image.fromarray(noise(8, 9)).save(path, format="JPEG"),

@@ -104,7 +104,7 @@ def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
 
 
 def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         image = Image.open(BytesIO(data))
     except UnidentifiedImageError as error:
@@ -238,7 +238,12 @@ def _known() -> str:
     return " ".join(sorted(EXTENSIONS))
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file that may be an image.
+
+    Raises:
+        BadSample: missing, empty, unreadable, too large, or no regular file.
+    """
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would never answer

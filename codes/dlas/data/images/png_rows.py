@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlas.data.images.files import ImageArray
+from dlas.data.base import BadSample
+from dlas.data.images.files import ImageArray, read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR = struct.Struct(">IIBBBBB")  # width, height, depth, kind of colour, compression, filter, interlace
@@ -53,8 +54,8 @@ def open_rows(path: str | Path) -> PngRows | None:
         for `read_image`, which knows what to do or what is wrong.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError:
+        data = read_bytes(path)
+    except BadSample:
         return None
     if not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 33:
         return None
