@@ -33,6 +33,7 @@ setup(
         "vision": ["torchvision>=0.21,<0.29"],
         "audio": ["soundfile>=0.12,<1", "soxr>=0.3,<2"],
         "deepspeed": ["deepspeed>=0.16,<0.20"],
+        "lmdb": ["lmdb>=1.4,<4"],  # to read the databases that BasicSR writes
         "metrics": ["torchmetrics>=1.4,<2"],
         "test": [
             "pytest>=8,<10",

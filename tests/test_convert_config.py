@@ -88,7 +88,8 @@ def test_a_fidelity_file(tmp_path):
     assert (config.eval.metrics, config.eval.crop_border, config.eval.save_images) == (["psnr_y", "niqe"], 2, False)
     assert (config.logger.print_freq, config.logger.save_checkpoint_freq, config.logger.tensorboard) == (100, 1000, True)
     lost = [each.path for each in convert(FILES / "basicsr_psnr.yml").uncarried]
-    assert lost == ["datasets.val_2.meta_info_file"]
+    assert lost == []
+    assert config.datasets["val_2"].options["meta_info"] == "data/large/list.txt"
 
 
 def test_an_adversarial_file(tmp_path):
@@ -285,6 +286,7 @@ def test_a_converted_file_trains(tmp_path):
         for number in range(2):
             picture = cv2.resize(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8), (side, side))
             cv2.imwrite(str(tmp_path / root / f"{number}{ending}.png"), picture)
+    (tmp_path / "large/list.txt").write_text("1.png (48,48,3)\n")
     path = tmp_path / "out.yml"
     path.write_text(convert(FILES / "basicsr_psnr.yml").text.replace("data/", f"{tmp_path}/"))
     small = [

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.cache import MappedCache
-from dlas.data.images.files import ImageArray, list_images, read_image
-from dlas.data.images.pairs import unique_names
+from dlas.data.images.files import ImageArray, read_image
+from dlas.data.images.paired import check_repeats, find_pairs
+from dlas.data.images.pairs import items_of, unique_names
 from dlas.data.images.png_rows import PngRows, open_rows
-from dlas.data.inventory import Inventory, Item
+from dlas.data.inventory import Inventory
 from dlas.degradations import create_degradation
 from dlas.degradations.base import Recipe, Sharpen
 from dlas.degradations.host import FloatImage, apply, degrade
@@ -35,6 +36,9 @@ class DegradedImages(Dataset):
     Args:
         phase: "train" for random crops, anything else for whole images.
         dataroot_gt: folder, or list of folders, of the high-quality images; subfolders are searched.
+        meta_info: text file that names the images to take from `dataroot_gt`, one relative path a line (BasicSR's
+            `meta_info_file`); for several folders a list of such files.
+        repeats: for several folders: how often the images of each are taken in an epoch (train phase).
         scale: how many times larger the high-quality image is.
         degradation: how the low-quality image is made: `{type: realesrgan}` or another of `dlas list degradations`.
         target_size: height and width in pixels of the high-quality crop (train phase); a multiple of `scale`.
@@ -61,6 +65,8 @@ class DegradedImages(Dataset):
         /,
         *,
         dataroot_gt: str | list[str],
+        meta_info: str | list[str] | None = None,
+        repeats: list[PositiveInt] | None = None,
         scale: PositiveInt,
         degradation: DegradationOptions,
         target_size: PositiveInt = 256,
@@ -73,7 +79,8 @@ class DegradedImages(Dataset):
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         _check_sizes(scale, target_size, degradation_size)
-        self.files = _images_below(dataroot_gt)
+        check_repeats(phase, repeats)
+        self.files = [pair.hq for pair in find_pairs(dataroot_gt, meta_info=meta_info, repeats=repeats)]
         self.training = phase == "train"
         self.scale = scale
         self.on_bad_file = on_bad_file
@@ -83,7 +90,7 @@ class DegradedImages(Dataset):
         self._context_size = degradation_size
         self._use_flip = use_flip
         self._use_rot = use_rot
-        self._kept: dict[int, ImageArray] | None = {} if cache == "memory" else None
+        self._kept: dict[Path, ImageArray] | None = {} if cache == "memory" else None
         self._mapped = MappedCache(cache_dir, cache_gb) if cache == "mapped" else None
 
     @classmethod
@@ -98,7 +105,7 @@ class DegradedImages(Dataset):
 
     @classmethod
     def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
-        items = [Item({"hq": path}) for path in _images_below(options["dataroot_gt"])]
+        items = items_of(find_pairs(options["dataroot_gt"], meta_info=options["meta_info"]))
         smallest = options["target_size"] if phase == "train" else 2 * options["scale"]
         return Inventory(items, scale=options["scale"], smallest=smallest)
 
@@ -156,11 +163,11 @@ class DegradedImages(Dataset):
         if self._mapped is not None:
             path = self.files[index]
             return self._mapped.image(path, "", lambda: read_image(path))
-        image = self._kept.get(index) if self._kept is not None else None
+        image = self._kept.get(self.files[index]) if self._kept is not None else None
         if image is None:
             image = read_image(self.files[index])
             if self._kept is not None:
-                self._kept[index] = image
+                self._kept[self.files[index]] = image
         return image
 
     def _whole(self, image: ImageArray, index: int) -> FloatImage:
@@ -193,13 +200,6 @@ class DegradedImages(Dataset):
         if self._use_rot:
             crop = np.rot90(crop, int(turn * 4))
         return np.ascontiguousarray(crop)
-
-
-def _images_below(dataroot_gt: str | list[str]) -> list[Path]:
-    roots = [dataroot_gt] if isinstance(dataroot_gt, str) else dataroot_gt
-    if not roots:
-        raise ConfigurationError("dataroot_gt is an empty list; give at least one folder")
-    return [path for root in roots for path in list_images(root)]
 
 
 def _check_sizes(scale: int, target_size: int, degradation_size: int) -> None:

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dlas.data.base import BadSample
+from dlas.data.images import lmdb_folder
 from dlas.errors import DataError, printable
 
 _LOG = logging.getLogger(__name__)
@@ -177,6 +178,8 @@ def write_png(path: str | Path, image: Tensor, bits: int = 8) -> None:
 def list_images(root: str | Path) -> list[Path]:
     """All image files below a folder, links followed, hidden files left out, in natural order (`2.png` before `10.png`).
 
+    Of a folder that ends in `.lmdb`, the entries of the database.
+
     Args:
         root: the folder.
 
@@ -188,6 +191,8 @@ def list_images(root: str | Path) -> list[Path]:
     if not _is_folder(root):
         kind = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{shown}: {kind}; expected a folder of images (the path is relative to {Path.cwd()})")
+    if root.suffix == lmdb_folder.ENDING:
+        return sorted((root / name for name in lmdb_folder.entries(root)), key=lambda file: _natural(file.relative_to(root)))
     files = list(_walk(root))
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
     if not images:
@@ -244,6 +249,11 @@ def read_bytes(path: str | Path) -> bytes:
     Raises:
         BadSample: missing, empty, unreadable, too large, or no regular file.
     """
+    if lmdb_folder.is_inside(path):
+        entry = lmdb_folder.content(Path(path))
+        if entry is None:
+            raise BadSample(path, "is named by meta_info.txt and not in the database; make the database again")
+        return entry
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would never answer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlas.data.images.files import list_images
+from dlas.data.images.lists import images_of, one_for_each, partner_names
 from dlas.data.images.pairs import Files, ImagePairs, items_of
 from dlas.data.inventory import Alone, Inventory
 from dlas.errors import ConfigurationError, DataError, printable
@@ -29,6 +30,9 @@ class PairedImages(ImagePairs):
         dataroot_lq: folder, or a list as long as `dataroot_gt`, of the low-quality partners, under the same relative paths.
             Without it the low-quality image is made with MATLAB's bicubic interpolation.
         scale: how many times larger the high-quality image is.
+        meta_info: text file that names the images to take from `dataroot_gt`, one relative path a line (BasicSR's
+            `meta_info_file`); for several folders a list of such files.
+        repeats: for several folders: how often the images of each are taken in an epoch (train phase).
         filename_template: name of a partner, without extension; `{}` stands for that of the high-quality image (`{}x4` finds
             `0001x4.png` for `0001.png`).
         target_size: height and width in pixels of the high-quality crop (train phase); a multiple of `scale`.
@@ -55,6 +59,8 @@ class PairedImages(ImagePairs):
         dataroot_gt: str | list[str],
         dataroot_lq: str | list[str] | None = None,
         scale: PositiveInt,
+        meta_info: str | list[str] | None = None,
+        repeats: list[PositiveInt] | None = None,
         filename_template: str = "{}",
         target_size: PositiveInt = 128,
         use_flip: bool = True,
@@ -64,8 +70,9 @@ class PairedImages(ImagePairs):
         cache_gb: PositiveFloat = 32.0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
+        check_repeats(phase, repeats)
         super().__init__(
-            find_pairs(dataroot_gt, dataroot_lq, filename_template),
+            find_pairs(dataroot_gt, dataroot_lq, filename_template, meta_info, repeats),
             training=phase == "train",
             scale=scale,
             target_size=target_size,
@@ -79,7 +86,9 @@ class PairedImages(ImagePairs):
 
     @classmethod
     def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory:
-        pairing = match_folders(options["dataroot_gt"], options["dataroot_lq"], options["filename_template"])
+        pairing = match_folders(
+            options["dataroot_gt"], options["dataroot_lq"], options["filename_template"], options["meta_info"]
+        )
         smallest = options["target_size"] if phase == "train" else options["scale"]
         return Inventory(items_of(pairing.pairs), pairing.alone, options["scale"], smallest)
 
@@ -100,7 +109,11 @@ class Pairing:
 
 
 def find_pairs(
-    dataroot_gt: str | list[str], dataroot_lq: str | list[str] | None = None, filename_template: str = "{}"
+    dataroot_gt: str | list[str],
+    dataroot_lq: str | list[str] | None = None,
+    filename_template: str = "{}",
+    meta_info: str | list[str] | None = None,
+    repeats: list[int] | None = None,
 ) -> list[Files]:
     """The images below each `dataroot_gt`, each with its partner from the `dataroot_lq` at the same place of the list.
 
@@ -108,13 +121,19 @@ def find_pairs(
         ConfigurationError: the lists differ in length, or the template is unusable.
         DataError: a folder is missing or empty, or an image has no partner, or two.
     """
-    pairing = match_folders(dataroot_gt, dataroot_lq, filename_template)
+    pairing = match_folders(dataroot_gt, dataroot_lq, filename_template, meta_info, repeats)
     if pairing.faults:
         raise DataError("; ".join(pairing.faults))
     return pairing.pairs
 
 
-def match_folders(dataroot_gt: str | list[str], dataroot_lq: str | list[str] | None, filename_template: str) -> Pairing:
+def match_folders(
+    dataroot_gt: str | list[str],
+    dataroot_lq: str | list[str] | None,
+    filename_template: str,
+    meta_info: str | list[str] | None = None,
+    repeats: list[int] | None = None,
+) -> Pairing:
     """As `find_pairs`; files without a partner are listed instead of refused.
 
     Raises:
@@ -126,21 +145,62 @@ def match_folders(dataroot_gt: str | list[str], dataroot_lq: str | list[str] | N
         raise ConfigurationError("dataroot_gt is an empty list; give at least one folder")
     if filename_template.count("{}") != 1 or "/" in filename_template:
         raise ConfigurationError(f"filename_template '{filename_template}' must be a file name with one {{}}, like '{{}}x4'")
+    lists = one_for_each(gt_roots, meta_info, "meta_info")
+    counts = [count or 1 for count in one_for_each(gt_roots, repeats, "repeats")]
     if dataroot_lq is None:
         if filename_template != "{}":
             raise ConfigurationError(
                 "filename_template is for the files in dataroot_lq, which is not given; remove it or give both"
             )
-        return Pairing([Files(path) for root in gt_roots for path in list_images(root)])
+        return Pairing(
+            [
+                Files(path)
+                for root, names, count in zip(gt_roots, lists, counts, strict=True)
+                for path in images_of(root, names) * count
+            ]
+        )
     lq_roots = [dataroot_lq] if isinstance(dataroot_lq, str) else dataroot_lq
     if len(gt_roots) != len(lq_roots):
         raise ConfigurationError(
             f"dataroot_gt has {len(gt_roots)} folders and dataroot_lq {len(lq_roots)}; expected one low-quality folder for each"
         )
     pairing = Pairing()
-    for gt, lq in zip(gt_roots, lq_roots, strict=True):
-        _match(gt, lq, filename_template, pairing)
+    for gt, lq, names, count in zip(gt_roots, lq_roots, lists, counts, strict=True):
+        found = len(pairing.pairs)
+        if names is None:
+            _match(gt, lq, filename_template, pairing)
+        else:
+            _match_listed(gt, lq, names, filename_template, pairing)
+        pairing.pairs += pairing.pairs[found:] * (count - 1)
     return pairing
+
+
+def _match_listed(gt_root: str, lq_root: str, names: str, template: str, pairing: Pairing) -> None:
+    gt_base, lq_base = Path(gt_root).expanduser(), Path(lq_root).expanduser()
+    there = set(list_images(lq_base))
+    alone = []
+    for path in images_of(gt_base, names):
+        name = path.relative_to(gt_base)
+        partner = next((lq_base / each for each in partner_names(name, template) if lq_base / each in there), None)
+        if partner is None:
+            alone.append(name)
+            pairing.alone.append(Alone(path, f"has no low-quality partner in {lq_root}"))
+        else:
+            pairing.pairs.append(Files(path, partner))
+    if alone:
+        pairing.faults.append(
+            f"{names}: {_some(alone)} have no low-quality partner in {lq_root} (filename_template '{template}')"
+        )
+
+
+def check_repeats(phase: str, repeats: list[int] | None) -> None:
+    """Refuses to measure an image more than once.
+
+    Raises:
+        ConfigurationError: `repeats` is given for validation.
+    """
+    if repeats is not None and phase != "train":
+        raise ConfigurationError("repeats is for training; in validation every image is taken once: remove it")
 
 
 def _match(gt_root: str, lq_root: str, template: str, pairing: Pairing) -> None:

@@ -85,7 +85,7 @@ class ImagePairs(Dataset):
         self._use_rot = use_rot
         self._keep = cache == "memory"
         self._mapped = MappedCache(cache_dir, cache_gb) if cache == "mapped" else None
-        self._kept: dict[int, Planes] = {}
+        self._kept: dict[Files, Planes] = {}
 
     @classmethod
     def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
@@ -125,11 +125,12 @@ class ImagePairs(Dataset):
                 continue
 
     def _planes(self, index: int) -> Planes:
-        planes = self._kept.get(index)
+        files = self.files[index]
+        planes = self._kept.get(files)
         if planes is None:
-            planes = self._load(self.files[index])
+            planes = self._load(files)
             if self._keep:
-                self._kept[index] = planes
+                self._kept[files] = planes
         return planes
 
     def _load(self, files: Files) -> Planes:

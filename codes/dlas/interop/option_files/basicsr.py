@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -299,12 +300,26 @@ def _dataset(source: Source, target: Target, name: str, processes: int) -> int:
         source.spare(f"{theirs}.num_worker_per_gpu", "pictures are validated one by one")
     target.carry(source.take(f"{theirs}.pin_memory"), f"{ours}.pin_memory")
     backend = source.take(f"{theirs}.io_backend.type")
-    if backend is not None and backend.value != "disk":
-        source.put_back(backend, "images are read from folders; unpack them")
+    if backend is not None and backend.value not in ("disk", "lmdb"):  # a database is known by the name of its folder
+        source.put_back(backend, "images are read from folders or LMDB; unpack them")
+    elif backend is not None and backend.value == "lmdb" and not _in_databases(target.tree["datasets"][name]):
+        source.put_back(backend, "the folder of a database ends in .lmdb; correct the paths, or unpack it")
+    for key in ("meta_info_file", "meta_info"):
+        listing = source.take(f"{theirs}.{key}")
+        if listing is not None and str(kind.value).lower() == "realesrganpaireddataset":
+            source.put_back(listing, "it names pairs; here a list names high-quality images, and partners are found by name")
+        elif listing is not None and listing.value:
+            target.carry(listing, f"{ours}.meta_info")
     source.lose(f"{theirs}.color", "networks are given RGB")
     for key, reason in _SPARED_IN_DATASETS.items():
         source.spare(f"{theirs}.{key}", reason)
     return accumulation
+
+
+def _in_databases(section: Mapping[str, Any]) -> bool:
+    roots = [section.get("dataroot_gt"), section.get("dataroot_lq")]
+    flat = [path for root in roots if root is not None for path in (root if isinstance(root, list) else [root])]
+    return all(str(path).rstrip("/").endswith(".lmdb") for path in flat)
 
 
 def _network(source: Source, target: Target, key: str, name: str) -> None:

@@ -1,0 +1,70 @@
+"""Images in an LMDB database as BasicSR writes it: a folder `x.lmdb` with `data.mdb`, and `meta_info.txt`, which names them.
+
+To the rest of the program such a folder is one of files: `x.lmdb/0001.png` stands for the entry `0001`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dlas.errors import DataError, MissingPackageError, printable
+
+ENDING = ".lmdb"
+
+
+def is_inside(path: str | Path) -> bool:
+    """Whether a path stands for an entry of a database."""
+    return Path(path).parent.suffix == ENDING and (Path(path).parent / "data.mdb").is_file()
+
+
+def entries(root: Path) -> list[str]:
+    """The names in `meta_info.txt`, with extensions.
+
+    Raises:
+        DataError: a file of the database is missing or empty.
+        MissingPackageError: the package lmdb is not installed.
+    """
+    _package()
+    listing = root / "meta_info.txt"
+    for file in (root / "data.mdb", listing):
+        if not file.is_file():
+            raise DataError(f"{printable(file)}: does not exist; a folder that ends in .lmdb holds data.mdb and meta_info.txt")
+    names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{printable(listing)}: names no image; expected one a line, like `0001.png (480,480,3) 1`")
+    return names
+
+
+def content(path: Path) -> bytes | None:
+    """The encoded image that a path stands for; None if the database has no such entry.
+
+    Raises:
+        DataError: the database cannot be opened.
+    """
+    database = _open(str(path.parent), os.getpid())
+    with database.begin(write=False) as transaction:
+        for key in (path.stem, path.name.partition(".")[0]):
+            found: bytes | None = transaction.get(os.fsencode(key))
+            if found is not None:
+                return found
+    return None
+
+
+@lru_cache(maxsize=16)
+def _open(root: str, process: int) -> Any:  # one for each process: a database must not be used across a fork
+    lmdb = _package()
+    try:
+        return lmdb.open(root, readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise DataError(f"{printable(root)}: this database cannot be opened: {error}; copy it again") from error
+
+
+def _package() -> Any:
+    try:
+        import lmdb
+    except ImportError as error:
+        raise MissingPackageError("lmdb", "a folder that ends in .lmdb") from error
+    return lmdb
