@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlas.context import Context, mix_seed
 from dlas.degradations import create_degradation
+from dlas.degradations.base import Recipe
 from dlas.degradations.device import degrade
 from dlas.errors import ConfigurationError
 from dlas.injectors.base import Injector, State
@@ -63,18 +64,26 @@ class DegradeInjector(Injector):
     @torch.no_grad()
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         images: Tensor = state[self.source].float()
+        rngs, recipes = self.recipes(images, context)
+        low = degrade(images, recipes, [mix_seed(context.seed, p, self.out, "noise") for p in context.positions])
+        high = images
+        if self.target_size is not None:
+            low, high = self._cut(low, high, rngs)
+        return {self.out: low} if self.out_hq is None else {self.out: low, self.out_hq: high}
+
+    def recipes(self, images: Tensor, context: Context) -> tuple[list[np.random.Generator], list[Recipe]]:
+        """What is done to each image of a batch, and the generators that go on from there.
+
+        Raises:
+            ConfigurationError: the sides of the images are no multiples of the scale.
+        """
         height, width = images.shape[-2:]
         if height % self.scale or width % self.scale:
             raise ConfigurationError(
                 f"degrade: '{self.source}' is {width} x {height} pixels; expected multiples of scale {self.scale}"
             )
         rngs = [np.random.default_rng(mix_seed(context.seed, p, self.out)) for p in context.positions]
-        recipes = [self.degradation.draw(rng, height, width, self.scale) for rng in rngs]
-        low = degrade(images, recipes, [mix_seed(context.seed, p, self.out, "noise") for p in context.positions])
-        high = images
-        if self.target_size is not None:
-            low, high = self._cut(low, high, rngs)
-        return {self.out: low} if self.out_hq is None else {self.out: low, self.out_hq: high}
+        return rngs, [self.degradation.draw(rng, height, width, self.scale) for rng in rngs]
 
     def _cut(self, low: Tensor, high: Tensor, rngs: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
         assert self.target_size is not None
