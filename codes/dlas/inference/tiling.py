@@ -8,7 +8,7 @@ another.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,7 @@ class Tiler:
         grid: where tiles begin is a multiple of it.
         halo: of the tiles; measured on the first picture that needs tiles if it is None.
         tolerance: how far from the whole picture's result tiles may be.
+        on_tile: called with the number of tiles done, and of all.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Tiler:
         grid: int = 1,
         halo: int | None = None,
         tolerance: float = EXACT,
+        on_tile: Callable[[int, int], None] | None = None,
     ) -> None:
         self.forward = forward
         self.exact_forward = exact_forward
@@ -114,6 +116,7 @@ class Tiler:
         self.tile = tile
         self.grid = grid
         self.tolerance = tolerance
+        self.on_tile = on_tile
         self.reach = None if halo is None else Reach(-(-halo // grid) * grid, True)
         self._most: int | None = None  # pixels of one pass, halo included, that memory has room for
 
@@ -168,8 +171,8 @@ class Tiler:
         fade = 0 if reach.exact else reach.halo // 2
         rows, columns = (plan(length, side, reach.halo, fade, self.grid) for length in picture.shape[-2:])
         result: Tensor | None = None
-        for row in rows:
-            for column in columns:
+        for number, row in enumerate(rows):
+            for place, column in enumerate(columns, 1):
                 output = self._whole(picture[..., row.start : row.stop, column.start : column.stop])
                 if result is None:
                     result = output.new_zeros(*output.shape[:2], *(round(n * self.scale) for n in picture.shape[-2:]))
@@ -181,6 +184,8 @@ class Tiler:
                 result[..., top : top + output.shape[-2], left : left + output.shape[-1]] += torch.where(
                     weights > 0, output * weights, 0.0
                 )
+                if self.on_tile is not None:
+                    self.on_tile(number * len(columns) + place, len(rows) * len(columns))
         assert result is not None
         return result
 
@@ -208,7 +213,7 @@ class Tiler:
             largest = max(largest, taken)
 
         probe = torch.rand(1, self.channels, _PROBE, _PROBE, device=self.device)
-        with _hooked(self.network, look):
+        with _hooked(self.network, look), torch.no_grad():
             output = self.forward(probe)
         largest = max(largest, output.numel() * 4)
         return _HELD * largest / _PROBE**2
