@@ -97,8 +97,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _one(upscaler: Upscaler, job: Job, arguments: argparse.Namespace) -> str:
-    from dlas.inference.pictures import read_picture, write_picture
+    from dlas.inference.jobs import VIDEOS
+    from dlas.inference.pictures import Picture, read_picture, write_picture
 
+    if job.source.suffix.lower() in VIDEOS:
+        from dlas.inference.video import upscale_video
+
+        show = _show_frame if sys.stderr.isatty() else None
+        return upscale_video(
+            lambda frame: upscaler(Picture(frame)).color, job.source, job.target, quality=arguments.quality, on_frame=show
+        )
     picture = read_picture(job.source)
     result = upscaler(picture)
     write_picture(job.target, result, arguments.quality)
@@ -113,6 +121,11 @@ def _words(error: Exception, job: Job) -> str:
 
 def _show_tile(done: int, total: int) -> None:
     print(f"\r  tile {done} of {total}" if done < total else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _show_frame(done: int, total: int | None) -> None:
+    of = f" of {total}" if total else ""
+    print(f"\r  frame {done}{of}" if done != total else "\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _factor(text: str) -> float:
