@@ -28,12 +28,14 @@ class Facts:
         width: of its frames as they are shown.
         height: likewise.
         rate: frames a second, as a fraction: "30000/1001".
+        constant: whether frames come at that rate; if not, it is their mean rate, and frames are repeated or left out.
         frames: how many, where the file tells.
     """
 
     width: int
     height: int
     rate: str
+    constant: bool
     frames: int | None
 
 
@@ -53,16 +55,17 @@ def probe(path: Path) -> Facts:
         reason = (done.stderr.strip().splitlines() or ["it has no pictures"])[-1]
         raise DataError(f"{printable(path)}: is not a video that ffmpeg can read: {printable(reason)}") from error
     turned = any(abs(int(data.get("rotation", 0))) % 180 == 90 for data in stream.get("side_data_list", ()))
-    rate = _rate(stream.get("r_frame_rate", "0/0"), stream.get("avg_frame_rate", "0/0"))
+    rate, constant = _rate(stream.get("r_frame_rate", "0/0"), stream.get("avg_frame_rate", "0/0"))
     count = str(stream.get("nb_frames", ""))
     frames = int(count) if count.isdecimal() else None
-    return Facts(height, width, rate, frames) if turned else Facts(width, height, rate, frames)
+    return Facts(*((height, width) if turned else (width, height)), rate, constant, frames)
 
 
-def _rate(base: str, mean: str) -> str:
-    """The rate at which frames come: the file's own, or their mean where some are left out (a variable rate)."""
+def _rate(base: str, mean: str) -> tuple[str, bool]:
+    """The rate at which frames come, if they do: the file's own. Else their mean."""
     own, average = (0.0 if each.endswith("/0") else float(Fraction(each)) for each in (base, mean))
-    return base if own and (not average or abs(own - average) < 0.03 * average) else mean
+    constant = own > 0 and (not average or abs(own - average) < 0.03 * average)
+    return (base, True) if constant else (mean, False)
 
 
 def upscale_video(
@@ -128,8 +131,9 @@ def upscale_video(
 
 @contextmanager
 def _reader(source: Path, facts: Facts, log: IO[bytes]) -> Iterator[Iterator[Tensor]]:
-    command = [_tool("ffmpeg"), "-v", "error", "-nostdin", "-i", str(source), "-map", "0:v:0", "-fps_mode", "cfr"]
-    command += ["-r", facts.rate, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [_tool("ffmpeg"), "-v", "error", "-nostdin", "-i", str(source), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough"] if facts.constant else ["-fps_mode", "cfr", "-r", facts.rate]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, **_apart())
     try:
         yield _frames(process, facts, source, log)
