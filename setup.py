@@ -34,6 +34,7 @@ setup(
         "audio": ["soundfile>=0.12,<1", "soxr>=0.3,<2"],
         "deepspeed": ["deepspeed>=0.16,<0.20"],
         "metrics": ["torchmetrics>=1.4,<2"],
+        "onnx": ["onnx>=1.16,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.18,<2"],
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
     "upscale": "enlarge pictures and videos with a trained or published network",
+    "export": "write a network in another form: onnx",
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
     "data": "look at data sets: audit",

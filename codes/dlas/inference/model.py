@@ -97,7 +97,7 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(1, channels, height, width) in [0, 1] -> (1, channels, height * scale, width * scale), not clamped."""
         height, width = x.shape[-2:]
-        output = self.network(pad_to_multiple(x, self.multiple))
+        output = self.network(pad_to_multiple(x, self.multiple) if self.multiple > 1 else x)
         picture: Tensor = output[0] if isinstance(output, tuple) else output
         if self.resize != 1:
             picture = F.interpolate(picture, scale_factor=self.resize, mode="bilinear", align_corners=False)
