@@ -35,6 +35,7 @@ setup(
         "deepspeed": ["deepspeed>=0.16,<0.20"],
         "lmdb": ["lmdb>=1.4,<4"],  # to read the databases that BasicSR writes
         "metrics": ["torchmetrics>=1.4,<2"],
+        "onnx": ["onnx>=1.16,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.18,<2"],
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",

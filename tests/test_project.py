@@ -30,7 +30,8 @@ LAYERS = {
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
     "explain": 4,
     "engine": 4,
-    "cli": 5,
+    "inference": 5,
+    "cli": 6,
 }
 WITHOUT_TORCH = {"types", "errors", "registry", "config", "explain", "cli"}
 

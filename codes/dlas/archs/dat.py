@@ -321,6 +321,7 @@ class DAT(nn.Module):
         super().__init__()
         _check(img_size, embed_dim, split_size, depth, num_heads, upsampler)
         self.checkpointing = False
+        self.window_size = max(split_size)
         self.range = InputRange(in_chans, img_range)
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
         # The second entry of a sequence, as in published checkpoints.

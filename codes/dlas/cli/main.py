@@ -27,6 +27,10 @@ _OF_THE_SYSTEM = (
 COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
+    "upscale": "enlarge pictures and videos with a trained or published network",
+    "export": "write a network in another form: onnx",
+    "release": "make a run ready for others: weights that say what they are, a page, a sheet",
+    "interpolate": "write the network between two of the same architecture",
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
     "data": "look at data sets: audit, preview",

@@ -104,6 +104,29 @@ def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
     return _read(path, _header)
 
 
+def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, Header]:
+    """As `read_with_header`, and the alpha channel (H, W) of the same type, if the file has one, a palette's included.
+
+    Raises:
+        BadSample: as for `read_image`.
+    """
+    array, header = _read(path, _header)
+    data = _read_bytes(path)
+    try:
+        with Image.open(BytesIO(data)) as image:
+            if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+                return array, None, header
+            alpha: Any = None
+            if array.dtype == np.uint16:
+                decoded: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                alpha = decoded[:, :, 3] if decoded.ndim == 3 and decoded.shape[2] == 4 else None
+            else:
+                alpha = np.array(image.convert("RGBA").getchannel("A"))
+    except Exception as error:  # as above
+        raise _broken(path, data, error) from error
+    return array, None if alpha is None else np.ascontiguousarray(_upright(alpha, header.orientation)), header
+
+
 def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
     data = read_bytes(path)
     try:
