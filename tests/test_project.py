@@ -119,11 +119,20 @@ def schema_fields(cls):
     return [f for f in fields(cls) if not f.metadata.get("internal")]
 
 
-OPTIONS = sorted((ROOT / "options").glob("*.yml"))
+OPTIONS = sorted([*(ROOT / "options").glob("*.yml"), *(ROOT / "recipes").rglob("*.yml")])
 SMALL = {"train_x.yml", "train_gan_x.yml"}
 
 
-@pytest.mark.parametrize("path", OPTIONS, ids=lambda p: p.name)
+def named(path):
+    return str(path.relative_to(ROOT).as_posix())
+
+
+def is_small(path):
+    """Whether a shipped file is one for a CPU and the built-in photographs."""
+    return path.name in SMALL or "small" in path.name
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=named)
 def test_shipped_files_are_right_and_explain_themselves(path):
     mode = "test" if path.name.startswith("eval") else "train"
     run = ["path.run=null", "networks.n.which_model=RRDBNet", "scale=4"]  # in place of the run that the file names
@@ -136,10 +145,18 @@ def test_shipped_files_are_right_and_explain_themselves(path):
         assert word in head
 
 
-@pytest.mark.parametrize("path", [p for p in OPTIONS if p.name in SMALL], ids=lambda p: p.name)
+def shrunk(path, tmp_path):
+    """What a file for minutes has to be told to take seconds, and to start without the stage before it and without weights."""
+    settings = [f"path.experiments={tmp_path}", "path.pretrain={}", "datasets.train.batch_size=2", "train.val_freq=0"]
+    config = load(path, settings)
+    losses = [(s, name, loss) for s, step in config.steps.items() for name, loss in step.losses.items()]
+    settings += [f"steps.{s}.losses.{name}.random_weights=true" for s, name, loss in losses if loss.type == "feature"]
+    return load(path, [*settings, "eval.metrics=[psnr_y]"])
+
+
+@pytest.mark.parametrize("path", [p for p in OPTIONS if is_small(p)], ids=named)
 def test_small_shipped_files_train_what_they_say(path, tmp_path):
-    config = load(path, [f"path.experiments={tmp_path}", "datasets.train.batch_size=2", "train.val_freq=0"])
-    run = Trainer(config)
+    run = Trainer(shrunk(path, tmp_path))
     assert_losses_reach_their_networks(run)
     run.progress.step = max(step.runs.after for step in run.steps)
     before = {n: [p.detach().clone() for p in net.parameters()] for n, net in run.networks.items()}

@@ -266,10 +266,10 @@ def faults(text: str) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(plain(tree))]
 
 
-FILES = sorted((ROOT / "options").glob("*.yml"))
+FILES = sorted([*(ROOT / "options").glob("*.yml"), *(ROOT / "recipes").rglob("*.yml")])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT).as_posix()))
 def test_shipped_files_name_the_schema_and_fit_it(path):
     text = path.read_text(encoding="utf-8")
     modeline = text.splitlines()[0]
