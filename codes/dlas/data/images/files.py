@@ -111,7 +111,7 @@ def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, He
         BadSample: as for `read_image`.
     """
     array, header = _read(path, _header)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         with Image.open(BytesIO(data)) as image:
             if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
