@@ -16,7 +16,7 @@ from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
 from dlas.observe import run_folder
 from dlas.registry import REGISTRIES
-from runs import batches, configure
+from runs import batches, configure, trainer
 from test_training import assert_losses_reach_their_networks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,3 +170,11 @@ def test_the_quick_start_starts_from_bicubic(tmp_path):
     run = Trainer(load(ROOT / "options/train_x.yml", [f"path.experiments={tmp_path}"]))
     means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None)
     assert means["psnr_y"] == pytest.approx(means["bicubic_psnr_y"], abs=0.02)
+
+
+def test_the_file_of_a_run_tests_it_too(tmp_path):
+    path = tmp_path / "options.yml"
+    path.write_text(toys.PSNR)  # with an older spelling of which_model
+    trainer(tmp_path, toys.PSNR).run()
+    results = run_test(load(path, [f"path.run={tmp_path}/toy", f"path.experiments={tmp_path}", "name=tested"], mode="test"))
+    assert results["val"].means["psnr"] > 0

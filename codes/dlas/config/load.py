@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlas.config.problems import Problem
+from dlas.config.schema import NetworkConfig
 from dlas.config.source import Mark, MarkedDict, MarkedList, parse_yaml, read_yaml
 
 # What a file for testing takes over from the run that it names, unless it says so itself.
@@ -157,5 +158,15 @@ def _take_from_run(tree: MarkedDict) -> list[Problem]:
     if isinstance(run.get("path"), MarkedDict) and "pretrain" in run["path"]:  # frozen networks are not in checkpoints
         taken.put("path", MarkedDict(run["path"].mark), run.key_marks["path"])
         taken["path"].put("pretrain", run["path"]["pretrain"], run["path"].key_marks["pretrain"])
+    _leave_out_named_networks(taken, tree)
     _merge_under(tree, taken)
     return problems
+
+
+def _leave_out_named_networks(taken: MarkedDict, tree: MarkedDict) -> None:
+    """A network whose architecture the file names itself is the file's alone: the name may be spelt in another way there."""
+    own, of_run = tree.get("networks"), taken.get("networks")
+    if isinstance(own, MarkedDict) and isinstance(of_run, MarkedDict):
+        for name, network in own.items():
+            if name in of_run and isinstance(network, MarkedDict) and any(key in network for key in NetworkConfig.NAME_KEYS):
+                of_run.take(name)
