@@ -24,6 +24,7 @@ from dlas.engine.cutting import Cutting
 from dlas.engine.distributed import Ranks
 from dlas.engine.ema import ModelEma
 from dlas.engine.health import HealthMonitor, UpdateGuard
+from dlas.engine.health.buffers import BufferKeeper
 from dlas.engine.health.policy import StepHealth
 from dlas.engine.health.spikes import SpikeScore
 from dlas.engine.iteration import IterationRunner
@@ -726,3 +727,21 @@ def test_with_a_lag_nothing_reads_a_number_from_the_device_in_an_iteration(tmp_p
     monkeypatch.undo()
     assert run.health.bad_update(wait=True).iteration == 3
     assert run.health.history["generator"].skipped == 4  # all that followed
+
+
+def test_buffers_that_came_went_or_were_replaced_are_as_they_were():
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
+    module[0].register_buffer("unset", None)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    order = list(module.state_dict())
+    keeper = BufferKeeper([module])
+    keeper.keep()
+    module[0].unset = torch.ones(1)
+    module[0].running_mean = torch.full((2,), torch.nan)
+    module[0].running_var.fill_(torch.inf)
+    del module[0].num_batches_tracked
+    module[1].register_buffer("new", torch.ones(1))
+    keeper.bring_back()
+    assert module[0].unset is None
+    assert list(module.state_dict()) == order
+    assert all(tensor.equal(before[name]) for name, tensor in module.state_dict().items())

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dlas.layers.fixed_size import check_size
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
 
@@ -75,12 +76,7 @@ class _VGGDiscriminator(nn.Module):
         Raises:
             ValueError: the pictures have another size.
         """
-        height, width = x.shape[-2:]
-        if (height, width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"the discriminator was built for {self.image_size}x{self.image_size} pictures and got {height}x{width}; "
-                "set its size in the options to that of the pictures, or give it patches of its size"
-            )
+        check_size(x, self.image_size)
         for stage in range(self.stages):
             x = self._run_stage(x, stage)
         return self.linear2(F.leaky_relu_(self.linear1(x.flatten(1)), LEAK))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlas.layers.fixed_size import check_size
 from dlas.layers.recompute import recompute
 from dlas.layers.stylegan2 import BiasedActivation, Blur, EqualConv2d, EqualLinear
 from dlas.registry import ARCHS
@@ -110,12 +111,7 @@ class StyleGAN2Discriminator(nn.Module):
         Raises:
             ValueError: the pictures have another size.
         """
-        height, width = x.shape[-2:]
-        if (height, width) != (self.size, self.size):
-            raise ValueError(
-                f"the discriminator was built for {self.size}x{self.size} pictures and got {height}x{width}; "
-                "set its size in the options to that of the pictures, or give it patches of its size"
-            )
+        check_size(x, self.size)
         for block in self.convs:
             x = recompute(block, x, when=self.checkpointing and self.training)
         x = self.final_conv(torch.cat((x, _spread(x)), dim=1))

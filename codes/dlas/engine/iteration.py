@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from dlas.context import Context
-from dlas.engine.buffers import BufferBackup
 from dlas.engine.cutting import Cutting
 from dlas.engine.ema import ModelEma
 from dlas.engine.health import HealthMonitor
@@ -64,8 +63,6 @@ class IterationRunner:
         self.health = health
         self.on_error = on_error
         self._focus: frozenset[str] | None = None
-        losses = [each.loss for step in steps for each in step.losses]
-        self._buffers = BufferBackup([*networks.values(), *losses]) if cutting.automatic else None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
         """One iteration.
@@ -99,8 +96,6 @@ class IterationRunner:
 
     def _run_step(self, step: TrainingStep, parts: list[MicroBatch], completed: int, log_gradients: bool) -> list[MicroBatch]:
         """Runs a step, on smaller and smaller micro-batches if that may be, and returns those that went through."""
-        if self._buffers is not None:
-            self._buffers.save()
         while True:
             contexts = [
                 Context(self.networks, step.trained, completed, True, self.seed, part.positions, self.emas) for part in parts
@@ -111,14 +106,14 @@ class IterationRunner:
                     step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:
-                if self._buffers is None:
+                if self.health is None or not self.cutting.automatic:
                     raise
                 shortage = error.with_traceback(None)
             except Exception as error:
                 if self.on_error is not None:
                     self.on_error(step, before, contexts, error)
                 raise
-            self._buffers.restore()
+            self.health.buffers.bring_back()
             parts = self.cutting.halve(parts, shortage, completed)
             release_memory(self.device)
 

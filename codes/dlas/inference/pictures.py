@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dlas.data.images.files import read_with_alpha, to_tensor
+from dlas.data.images.files import read_with_alpha, to_tensor, write_whole
 from dlas.errors import DataError
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tif": ".tif"}
@@ -84,13 +83,7 @@ def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
         data = _sixteen(array, ending, picture.profile) if bits == 16 else _eight(array, ending, picture.profile, quality)
     except (OSError, ValueError, cv2.error) as error:
         raise DataError(f"{path}: cannot be written as '{ending}' ({array.shape[1]} x {array.shape[0]}): {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, data)
 
 
 def _pixels(picture: Picture, bits: int) -> Any:

@@ -188,11 +188,15 @@ def write_png(path: str | Path, image: Tensor, bits: int = 8) -> None:
     array: ImageArray = values.permute(1, 2, 0).cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)
     done, data = cv2.imencode(".png", array[:, :, ::-1])  # OpenCV's channel order is BGR
     assert done
-    path = Path(path)
+    write_whole(Path(path), data.tobytes())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file, complete or not at all; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

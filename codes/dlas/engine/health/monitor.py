@@ -118,7 +118,7 @@ class HealthMonitor:
         self.device = device
         self.lag = int(device.type == "cuda") if lag is None else lag
         self.history = {name: StepHealth() for name in self.steps}
-        self.buffers = BufferKeeper(networks.values(), [each.loss for step in steps for each in step.losses])
+        self.buffers = BufferKeeper([*networks.values(), *(each.loss for step in steps for each in step.losses)])
         self.latch = torch.zeros((), device=device) if self.lag else None
         self._pending: deque[_Record] = deque()
         self._watched: list[_Watched] = []
