@@ -131,7 +131,7 @@ class Trainer:
         )
         self.progress = Progress()
         self.best = BestFigures(config)
-        evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
+        evaluator = Evaluator(config, self.networks, self.emas, self.device)
         self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best)
         self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state

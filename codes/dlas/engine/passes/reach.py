@@ -94,7 +94,8 @@ def _reach_at(
                     low = middle
             return Reach(high, True)
     invisible = (halo for halo, each in zip(halos, patches, strict=True) if _difference(each, patches[-1]) <= VISIBLE)
-    return Reach(max(next(invisible), _round_up(4 * FIRST, grid)), False)
+    # With an output that is not finite there is no difference that is small, not even from itself.
+    return Reach(max(next(invisible, LIMIT), _round_up(4 * FIRST, grid)), False)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
