@@ -4,8 +4,8 @@
 
 RRDBNet nf 32 nb 4 on pictures of 64 x 64 that become 256 x 256, with psnr_y and ssim_y: the validation of the trainer, files
 and all, and a loop of forwards under `torch.no_grad`, in turn in one process, so that other load on the machine hits both
-alike. Both take as many pictures at once. Prints one JSON line: the median over rounds of the paired ratio, by the clock and of processor
-time, and where the difference goes, measured apart.
+alike. Both take as many pictures at once. Prints one JSON line: the median over rounds of the paired ratio, by the clock and of
+processor time, and where the difference goes, measured apart.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ class ToySizes(Dataset):
 class ToyPlain(nn.Module):
     """Convolutions without anything that looks further."""
 
-    def __init__(self, *, scale: int = 2, channels: int = 3) -> None:
+    def __init__(self, *, scale: int = 2, channels: int = 3, dilation: int = 1) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, 8, 5, padding=2)
+        self.first = nn.Conv2d(channels, 8, 5, padding=2 * dilation, dilation=dilation)
         self.last = nn.Conv2d(8, channels * scale**2, 3, padding=1)
         self.scale = scale
 
@@ -90,6 +90,28 @@ def test_batches_change_no_figure(tmp_path, overrides):
         assert sum(v[name] for v in one.pictures.values()) / len(SIZES) == pytest.approx(value), name
     for name, output in ones.items():
         torch.testing.assert_close(manys[name], output, rtol=0, atol=1e-6)
+
+
+def test_distances_between_sets_do_not_depend_on_batches(tmp_path):
+    options = ["eval.metrics=[fd_mobilenetv2, pd_mobilenetv2]", "eval.baseline=none"]
+    options += [f"eval.metric_options.{name}={{random_weights: true}}" for name in ("fd_mobilenetv2", "pd_mobilenetv2")]
+    one, many = (evaluated(tmp_path, *options, f"eval.batch_size={size}")[0] for size in (1, 3))
+    assert many.means == pytest.approx(one.means, rel=1e-5)
+    assert all(list(values) == ["pd_mobilenetv2"] for values in one.pictures.values())
+
+
+def test_several_sets_stand_apart(tmp_path):
+    more = "  val: {mode: toy_sizes}\n  other: {mode: toy_pairs, name: Other}\n"
+    text = PLAIN.replace("  val: {mode: toy_sizes}\n", more)
+    run = trainer(tmp_path, text, "checkpoints.keep_best={metric: ssim_y, set: Other}")
+    run.run()
+    assert {row["set"] for row in rows(tmp_path / "toy", "val")} == {"val", "Other"}
+    assert {f"{name}/8.csv" for name in ("val", "Other")} == {
+        str(file.relative_to(tmp_path / "toy/val")) for file in (tmp_path / "toy/val").glob("*/8.csv")
+    }
+    assert run.best.step(run.progress.best) == run.progress.best["Other/ssim_y"]["step"]
+    with pytest.raises(ConfigurationError, match="Other"):
+        configure(tmp_path, text.replace("{mode: toy_sizes}", "{mode: toy_sizes, name: Other}"))
 
 
 def test_only_pictures_that_are_alike_go_together_and_few_wait():
@@ -137,16 +159,33 @@ def test_tiles_are_as_the_whole_to_1e_5_before_rounding():
     torch.testing.assert_close(tiled, network(x), rtol=0, atol=1e-5)
 
 
+def test_a_halo_does_not_outlive_the_weights(tmp_path):
+    """A network that has learned to look further must not be cut as it was before."""
+    text = PLAIN.replace("{which_model_G: ToyPlain}", "{which_model_G: ToyPlain, dilation: 8}")
+    run = trainer(tmp_path, text.replace("toy_sizes", "toy_pairs, size: 160"), "eval.tile=16", "eval.weights=raw")
+    evaluator, weight = run.validation.evaluator, run.networks["generator"].first.weight
+    tiles, learned = evaluator._called["generator"], weight.detach().clone()
+    halos, figures = [], {}
+    for called in (evaluator._called, evaluator.networks):
+        with torch.no_grad():
+            weight.zero_()[..., 2, 2] = learned[..., 2, 2]
+            evaluator.run(run.datasets["val"], 0, lambda result: None)
+            halos.append(tiles._tiler.reach.halo)
+            weight.copy_(learned)
+            evaluator._called = called
+        figures[len(figures)] = evaluator.run(run.datasets["val"], 0, lambda result: None).means
+        halos.append(tiles._tiler.reach.halo)
+    assert halos[0] < 16 < halos[1]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+
+
 def test_an_ensemble_is_the_mean_of_eight(tmp_path):
     torch.manual_seed(0)
     network = ToyPlain().requires_grad_(False)
     x = torch.rand(2, 3, 7, 10)
-    turned = [
-        network((x.flip(-1) if m else x).rot90(k, (-2, -1))).rot90(-k, (-2, -1)).flip(-1 if m else [])
-        for m in (0, 1)
-        for k in range(4)
-    ]
-    expected = torch.stack(turned).mean(0)
+    plain = torch.stack([network(x.rot90(k, (-2, -1))).rot90(-k, (-2, -1)) for k in range(4)]).mean(0)
+    mirrored = torch.stack([network(x.flip(-1).rot90(k, (-2, -1))).rot90(-k, (-2, -1)) for k in range(4)]).mean(0)
+    expected = (plain + mirrored.flip(-1)) / 2
     torch.testing.assert_close(PicturePasses(network, torch.device("cpu"), ensemble=True)(x), expected)
     plain, _ = evaluated(tmp_path)
     alone, _ = evaluated(tmp_path, "eval.self_ensemble=true")

@@ -295,7 +295,7 @@ class KeepBestConfig(Section):
     """The metric by which a checkpoint is the best one."""
 
     metric: str = req(
-        "one of `eval.metrics`, or with `eval.weights: both` one of them with `raw_` in front; a validation that improves it is saved at once"
+        "one of `eval.metrics`, or with `eval.weights: both` one with `raw_` in front; what improves it is saved at once"
     )
     mode: Literal["max", "min"] | None = opt(None, "whether more or less of it is better; the metric knows by default")
     set: str | None = opt(None, "name of the data set that is looked at; the first one validated on by default")

@@ -196,7 +196,9 @@ class Evaluator:
         with ExitStack() as stack:
             for name, ema in emas.items():
                 stack.enter_context(ema.swap_into(self.networks[name]))
-            for network in self.networks.values():
+            for network in self._called.values():
+                if isinstance(network, PicturePasses):
+                    network.begin()
                 stack.enter_context(evaluation_mode(network))
             yield
 

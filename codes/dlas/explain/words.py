@@ -306,6 +306,8 @@ def _files(config: Config) -> Item:
         item.add(f"checkpoints/best: names the one with the best {best.metric} (`checkpoints.keep_best`).")
         _rest(item, best, {"metric"}, "checkpoints.keep_best.")
     _rest(item, config.checkpoints, {"keep_best"}, "checkpoints.")
+    if config.eval.metrics and len(config.datasets) > 1:
+        item.add("val/<set>/<step>.csv: the figures of each picture, at each validation.")
     if config.eval.save_images and len(config.datasets) > 1:
         item.add("val/<set>/<image>/<step>.png: at each validation (`eval.save_images`).")
     if logger.visuals:

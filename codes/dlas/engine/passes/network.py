@@ -11,6 +11,9 @@ from dlas.engine.passes.ensemble import self_ensemble
 from dlas.engine.passes.tiling import Tiler, tile_grid
 from dlas.errors import TrainingError
 
+_MARGIN = 1.5
+"""On the halo: it is measured on the first picture of a data set, and the difference shrinks exponentially with it."""
+
 
 class PicturePasses(nn.Module):
     """Stands in for a network that makes one picture of one picture; it is called under the autocast of its caller.
@@ -30,7 +33,11 @@ class PicturePasses(nn.Module):
         self.device = device
         self.tile = tile
         self.ensemble = ensemble
-        self._tiler: Tiler | None = None  # made with the first picture, which tells channels and scale
+        self._tiler: Tiler | None = None  # made with the first picture of a pass
+
+    def begin(self) -> None:
+        """Forgets how far the network looks: other weights may look further. Comes before each pass through a data set."""
+        self._tiler = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, channels, height * scale, width * scale), float32.
@@ -63,6 +70,7 @@ class PicturePasses(nn.Module):
             device=self.device,
             tile=self.tile,
             grid=grid,
+            margin=_MARGIN,
             result_device=self.device,
         )
 
