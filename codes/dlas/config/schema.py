@@ -11,7 +11,19 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from dlas.config.problems import Problem
 from dlas.config.source import Mark, MarkedDict
-from dlas.registry import ARCHS, DATASETS, DEGRADATIONS, INJECTORS, LOSSES, SCHEDULES, Registry
+from dlas.registry import (
+    ARCHS,
+    DATASETS,
+    DEGRADATIONS,
+    INJECTORS,
+    LOSSES,
+    PROCESSES,
+    SAMPLERS,
+    SCHEDULES,
+    TIMES,
+    WEIGHTINGS,
+    Registry,
+)
 from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 MetricName: TypeAlias = str
@@ -135,6 +147,42 @@ class DegradationConfig(Component):
     REGISTRY: ClassVar[Registry] = DEGRADATIONS
 
     type: str = req("registered degradation")
+
+
+@dataclass(kw_only=True)
+class ProcessConfig(Component):
+    """What a time of a diffusion means: its noise level, and what the network is told of it."""
+
+    REGISTRY: ClassVar[Registry] = PROCESSES
+
+    type: str = req("registered process")
+
+
+@dataclass(kw_only=True)
+class TimesConfig(Component):
+    """How often a diffusion is trained at which times."""
+
+    REGISTRY: ClassVar[Registry] = TIMES
+
+    type: str = req("registered distribution of times")
+
+
+@dataclass(kw_only=True)
+class WeightingConfig(Component):
+    """How much a diffusion's error counts at which noise level."""
+
+    REGISTRY: ClassVar[Registry] = WEIGHTINGS
+
+    type: str = req("registered weighting")
+
+
+@dataclass(kw_only=True)
+class SamplerConfig(Component):
+    """How samples are drawn from a diffusion."""
+
+    REGISTRY: ClassVar[Registry] = SAMPLERS
+
+    type: str = req("registered sampler")
 
 
 @dataclass(kw_only=True)
@@ -356,5 +404,11 @@ SECTIONS: dict[str, type[Section]] = {
     )
 }  # fmt: skip
 
-NESTED: dict[str, type[Component]] = {"DegradationOptions": DegradationConfig}
+NESTED: dict[str, type[Component]] = {
+    "DegradationOptions": DegradationConfig,
+    "ProcessOptions": ProcessConfig,
+    "TimesOptions": TimesConfig,
+    "WeightingOptions": WeightingConfig,
+    "SamplerOptions": SamplerConfig,
+}
 """Annotations of options that are components themselves, and what stands there: a mapping with a name and options."""
