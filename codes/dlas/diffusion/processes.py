@@ -120,13 +120,16 @@ class VariancePreserving(Process):
     ) -> None:
         bars = alpha_bars(schedule, steps)
         self.alpha_bars = rescale_to_zero_terminal_snr(bars) if zero_terminal_snr else bars
+        self._tables: dict[
+            torch.device, Tensor
+        ] = {}  # alpha bar where it is asked for: a copy each time would make the GPU wait
         self.steps = steps
         self.scale = 1000.0 / steps if rescale_timesteps else 1.0
         self.sigma_data = sigma_data
 
     def level(self, times: Tensor) -> Level:
         """Levels of integer timesteps, also given as floating-point numbers."""
-        bars = self.alpha_bars.to(times.device)[times.long()]
+        bars = self._table(times.device)[times.long()]
         return Level(bars.sqrt(), (1 - bars).sqrt())
 
     def time_of(self, quantile: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ class VariancePreserving(Process):
 
     def at_ratio(self, ratio: Tensor) -> Tensor:
         """The timesteps whose ln(sigma / alpha) is nearest."""
-        bars = self.alpha_bars.to(ratio.device)
+        bars = self._table(ratio.device)
         own = ((1 - bars) / bars).log() / 2  # grows with the timestep; infinite where there is no signal
         wanted = ratio.double().log()
         after = torch.searchsorted(own, wanted).clamp_(1, self.steps - 1)
@@ -150,6 +153,11 @@ class VariancePreserving(Process):
     def conditioning(self, times: Tensor) -> Tensor:
         """t, or t * 1000 / T."""
         return times.float() * self.scale
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            self._tables[device] = self.alpha_bars.to(device)
+        return self._tables[device]
 
 
 @PROCESSES.register("edm")
