@@ -76,7 +76,7 @@ def test_an_average_that_is_switched_on_later_starts_from_the_trained_weights(tm
     run = trainer(tmp_path, toys.PSNR)
     run._restore()
     live = run.networks["generator"].state_dict()
-    assert all(value.equal(live[name]) for name, value in run.emas["generator"].state_dict().items())
+    assert all(value.equal(live[name]) for name, value in run.averages.main["generator"].state_dict().items())
 
 
 def test_a_run_with_a_schedule_of_torch_goes_on_when_it_is_made_longer(tmp_path):

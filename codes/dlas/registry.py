@@ -200,7 +200,13 @@ METRICS = Registry("metric", "METRICS", "dlas.metrics")
 OPTIMIZERS = Registry("optimizer", "OPTIMIZERS", "dlas.optim")
 SCHEDULES = Registry("schedule", "SCHEDULES", "dlas.optim")
 DEGRADATIONS = Registry("degradation", "DEGRADATIONS", "dlas.degradations")
-REGISTRIES = (ARCHS, INJECTORS, LOSSES, DATASETS, METRICS, OPTIMIZERS, SCHEDULES, DEGRADATIONS)
+PROCESSES = Registry("process", "PROCESSES", "dlas.diffusion")
+TIMES = Registry("distribution of times", "TIMES", "dlas.diffusion")
+WEIGHTINGS = Registry("weighting", "WEIGHTINGS", "dlas.diffusion")
+SAMPLERS = Registry("sampler", "SAMPLERS", "dlas.diffusion")
+REGISTRIES = (
+    ARCHS, INJECTORS, LOSSES, DATASETS, METRICS, OPTIMIZERS, SCHEDULES, DEGRADATIONS, PROCESSES, TIMES, WEIGHTINGS, SAMPLERS,
+)  # fmt: skip
 
 
 def load_plugin(reference: str, base: Path) -> str:

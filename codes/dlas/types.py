@@ -13,6 +13,10 @@ annotation              meaning in YAML
 ``NetworkName``         name of an entry under ``networks``
 ``PositiveInt`` ..      a number with a range
 ``DegradationOptions``  a degradation and its options: `{type: realesrgan}`
+``ProcessOptions``      a diffusion's process and its options: `{type: vp, schedule: cosine}`
+``TimesOptions``        a distribution of its times: `{type: logit_normal}`
+``WeightingOptions``    a weighting of its errors: `{type: min_snr}`
+``SamplerOptions``      a way to draw samples: `{type: heun}`
 ======================  ======================================================================================
 
 A parameter whose name is a Python keyword ends in an underscore in Python and not in YAML (``in_`` is ``in``).
@@ -28,6 +32,10 @@ StateOut: TypeAlias = str
 StateOuts: TypeAlias = str | list[str]
 NetworkName: TypeAlias = str
 DegradationOptions: TypeAlias = dict[str, Any]
+ProcessOptions: TypeAlias = dict[str, Any]
+TimesOptions: TypeAlias = dict[str, Any]
+WeightingOptions: TypeAlias = dict[str, Any]
+SamplerOptions: TypeAlias = dict[str, Any]
 
 PositiveInt: TypeAlias = int
 NonNegativeInt: TypeAlias = int

@@ -11,7 +11,19 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from dlas.config.problems import Problem
 from dlas.config.source import Mark, MarkedDict
-from dlas.registry import ARCHS, DATASETS, DEGRADATIONS, INJECTORS, LOSSES, SCHEDULES, Registry
+from dlas.registry import (
+    ARCHS,
+    DATASETS,
+    DEGRADATIONS,
+    INJECTORS,
+    LOSSES,
+    PROCESSES,
+    SAMPLERS,
+    SCHEDULES,
+    TIMES,
+    WEIGHTINGS,
+    Registry,
+)
 from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 MetricName: TypeAlias = str
@@ -141,6 +153,42 @@ class DegradationConfig(Component):
 
 
 @dataclass(kw_only=True)
+class ProcessConfig(Component):
+    """What a time of a diffusion means: its noise level, and what the network is told of it."""
+
+    REGISTRY: ClassVar[Registry] = PROCESSES
+
+    type: str = req("registered process")
+
+
+@dataclass(kw_only=True)
+class TimesConfig(Component):
+    """How often a diffusion is trained at which times."""
+
+    REGISTRY: ClassVar[Registry] = TIMES
+
+    type: str = req("registered distribution of times")
+
+
+@dataclass(kw_only=True)
+class WeightingConfig(Component):
+    """How much a diffusion's error counts at which noise level."""
+
+    REGISTRY: ClassVar[Registry] = WEIGHTINGS
+
+    type: str = req("registered weighting")
+
+
+@dataclass(kw_only=True)
+class SamplerConfig(Component):
+    """How samples are drawn from a diffusion."""
+
+    REGISTRY: ClassVar[Registry] = SAMPLERS
+
+    type: str = req("registered sampler")
+
+
+@dataclass(kw_only=True)
 class HealthConfig(Section):
     """What is done about bad updates of a step. A bad update is never made, whatever the policy."""
 
@@ -197,12 +245,28 @@ class StepConfig(Section):
 
 
 @dataclass(kw_only=True)
+class PostHocEmaConfig(Section):
+    """Averages that are kept beside the one that is evaluated, and written from time to time (Karras et al. 2024)."""
+
+    every: PositiveInt = req("iterations between snapshots; they go to <run>/ema_snapshots, and all of them stay")
+    widths: list[PositiveFloat] = opt([0.05, 0.1], "relative widths; each costs as much memory as the network")
+    dtype: Literal["fp16", "bf16", "fp32"] = opt("fp16", "of the snapshots")
+
+
+@dataclass(kw_only=True)
 class EmaConfig(Section):
     """Exponential moving average of the trained networks' weights."""
 
     enabled: bool = opt(True, "keep an average; it is what is validated and what `test.py` loads")
     rate: Fraction = opt(0.999, "share of the old average kept at each step")
     warmup: bool = opt(False, "smaller rate at first: min(rate, (1 + step) / (10 + step))")
+    width: PositiveFloat | None = opt(
+        None,
+        "power-function average of this relative width in place of `rate`: spans the same share of the run at all times "
+        "(0.05: a short one; 0.25: nearly all of it)",
+    )
+    start: NonNegativeInt = opt(0, "before this iteration the average is the weights themselves: for one of a run's end only")
+    post_hoc: PostHocEmaConfig | None = opt(None, "snapshots, of which `dlas ema` makes an average of any width after training")
 
 
 @dataclass(kw_only=True)
@@ -383,10 +447,16 @@ SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
-        EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig,
+        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig,
         CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip
 
-NESTED: dict[str, type[Component]] = {"DegradationOptions": DegradationConfig}
+NESTED: dict[str, type[Component]] = {
+    "DegradationOptions": DegradationConfig,
+    "ProcessOptions": ProcessConfig,
+    "TimesOptions": TimesConfig,
+    "WeightingOptions": WeightingConfig,
+    "SamplerOptions": SamplerConfig,
+}
 """Annotations of options that are components themselves, and what stands there: a mapping with a name and options."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from dlas.config.schema import NESTED
 from dlas.explain.catalogue import Option, component_section, documentation, in_yaml, options_of
-from dlas.registry import DEGRADATIONS, METRICS, OPTIMIZERS, Entry, Registry
+from dlas.registry import METRICS, OPTIMIZERS, Entry, Registry
 
 # What a required option is likely to be called with, by its name, then by its type.
 _BY_NAME = {"real": "hq", "fake": "gen", "lq": "lq", "hq": "hq", "lr": "1e-4", "device": "cpu", "subtype": "grey", "in": "lq"}
@@ -26,6 +26,14 @@ _BY_TYPE = {
 _SECTION_KEY = {"network": "networks", "dataset": "datasets", "injector": "injectors", "loss": "losses", "schedule": "train"}
 _ENTRY_NAME = {"network": "generator", "dataset": "train", "schedule": "lr_scheme"}
 
+_OPTION_KEY = {  # kinds that are options of other components
+    "degradation": "degradation",
+    "process": "process",
+    "distribution of times": "times",
+    "weighting": "weighting",
+    "sampler": "sampler",
+}
+
 
 def example(entry: Entry, registry: Registry) -> str:
     """YAML that uses the component."""
@@ -39,8 +47,8 @@ def example(entry: Entry, registry: Registry) -> str:
         return "\n".join(["steps:", "  generator:", *(f"    {line}" for line in lines)])
     section = component_section(registry)
     assert section is not None, "a kind of component is a metric, an optimiser or has a section"
-    if registry is DEGRADATIONS:  # an option of data sets and injectors
-        return "\n".join(["degradation:", f"  type: {entry.name}", *(f"  {line}" for line in options)])
+    if entry.kind in _OPTION_KEY:
+        return "\n".join([f"{_OPTION_KEY[entry.kind]}:", f"  type: {entry.name}", *(f"  {line}" for line in options)])
     own = [f"{section.NAME_KEYS[0]}: {entry.name}", *(["weight: 1"] if entry.kind == "loss" else [])]
     name = _ENTRY_NAME.get(entry.kind, entry.name)
     return "\n".join([f"{_SECTION_KEY[entry.kind]}:", f"  {name}:", *(f"    {line}" for line in [*own, *options])])

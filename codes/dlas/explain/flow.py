@@ -268,6 +268,8 @@ def _walk(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         if value != "None":  # stands for no value
             yield value
+    elif isinstance(value, Mapping):  # names of arguments to keys
+        yield from _walk(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _walk(item)

@@ -1,0 +1,67 @@
+"""What a sampler is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from dlas.diffusion.denoising import Denoiser
+from dlas.diffusion.processes import Grid, Process
+from dlas.errors import ConfigurationError
+from dlas.registry import SAMPLERS
+
+Noise: TypeAlias = Callable[[int], Tensor]
+"""Gives the k-th noise of a chain, standard normal, of the samples' shape: the same k gives the same noise."""
+
+
+class Stage(NamedTuple):
+    """Where a chain is.
+
+    Attributes:
+        x: the samples, (B, ...), float32.
+        x0: the data that the network last saw in them.
+    """
+
+    x: Tensor
+    x0: Tensor
+
+
+class Sampler(ABC):
+    """Walks down a grid of noise levels. Coefficients are computed on the host, in float64; nothing waits for the device."""
+
+    @abstractmethod
+    def walk(self, denoise: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Stage]:
+        """The chain, one stage after each of the grid's steps.
+
+        Args:
+            denoise: says what data are in noisy samples.
+            x: samples at the grid's first level, (B, ...); pure noise is the grid's first sigma times standard normal noise.
+            grid: levels, noisiest first.
+            noise: of the samples, for samplers that add some.
+        """
+
+    def times(self, process: Process, count: int) -> list[float]:
+        """The times that this sampler asks at by default: the process's own spacing."""
+        return process.spaced(count)
+
+    def run(self, denoise: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
+        """The end of the chain; arguments as of `walk`."""
+        for stage in self.walk(denoise, x, grid, noise):
+            x = stage.x
+        return x
+
+
+def create_sampler(options: Mapping[str, Any]) -> Sampler:
+    """The sampler that a `sampler:` entry describes: `type`, a name registered under SAMPLERS, and its options.
+
+    Raises:
+        ConfigurationError: `type` is missing or unknown, or an option is unknown, missing or wrong.
+    """
+    settings = dict(options)
+    if "type" not in settings:
+        raise ConfigurationError(f"a sampler needs a type, one of: {', '.join(SAMPLERS.entries())}; given: {settings}")
+    sampler: Sampler = SAMPLERS.create(settings.pop("type"), settings)
+    return sampler
