@@ -9,8 +9,8 @@ from functools import partial
 from dlas.data.audit.facts import FileFacts, ItemFacts, examine
 from dlas.data.audit.findings import KINDS, Finding, Severity
 from dlas.data.audit.judge import judge_leaks, judge_set
-from dlas.data.audit.pool import map_in_processes
 from dlas.data.inventory import Inventory, Item
+from dlas.data.pool import map_in_processes
 
 TRAINING = "train"
 
