@@ -19,6 +19,9 @@ import torch
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
+DIED = "the process that read it died, for want of memory or in its decoder; cut it into parts or remove it"
+"""What to say of a file that `died` is called for."""
+
 _AHEAD = 4
 _PULSE = 0.5  # seconds
 

@@ -16,7 +16,7 @@ from dlas.data.images import lmdb_folder
 from dlas.data.images.files import list_images, write_whole
 from dlas.data.images.lists import list_text
 from dlas.data.images.pairs import unique_names
-from dlas.data.pool import map_in_processes
+from dlas.data.pool import DIED, map_in_processes
 from dlas.data.preparation import records
 from dlas.data.preparation.picture import Outcome, Picture, prepare_picture
 from dlas.data.preparation.plan import Plan
@@ -152,8 +152,7 @@ class Preparation:
 
 
 def _died(picture: Picture) -> Outcome:
-    reason = "the process that read it died, for want of memory or in its decoder; cut it into parts or remove it"
-    return Outcome(None, "damaged", f"{printable(picture.source)}: {reason}")
+    return Outcome(None, "damaged", f"{printable(picture.source)}: {DIED}")
 
 
 def list_of(made: Sequence[Record], folder: str) -> str:

@@ -11,7 +11,7 @@ from dlas.data.base import BadSample
 from dlas.data.images.cache import MappedCache, Room, State, size_of
 from dlas.data.images.files import read_size
 from dlas.data.images.pairs import Kept, KeptImage
-from dlas.data.pool import map_in_processes
+from dlas.data.pool import DIED, map_in_processes
 from dlas.errors import DataError, printable
 
 _Sample = tuple[KeptImage, ...]
@@ -187,5 +187,4 @@ def _visit(sample: _Sample, *, cache: MappedCache) -> _Visit:
 
 
 def _died(sample: _Sample) -> _Visit:
-    reason = "the process that read it died, for want of memory or in its decoder; cut it into parts or remove it"
-    return _Visit(["absent" for _ in sample], f"{printable(sample[0].path)}: {reason}")
+    return _Visit(["absent" for _ in sample], f"{printable(sample[0].path)}: {DIED}")
