@@ -159,6 +159,22 @@ def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T
     return np.ascontiguousarray(_upright(array, orientation)), description
 
 
+def read_size(path: str | Path) -> tuple[int, int, int]:
+    """Sides of an image in pixels, as they lie in the file, and bytes a value of what `read_image` makes of it: 1 or 2.
+
+    Only the head of the file is understood, so it may be damaged further on.
+
+    Raises:
+        BadSample: missing, unreadable, empty, or not an image.
+    """
+    data = read_bytes(path)
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.height, image.width, 2 if _has_sixteen_bits(image, data) else 1
+    except Exception as error:  # each of Pillow's decoders has its own idea of what to raise
+        raise _broken(path, data, error) from error
+
+
 def to_tensor(array: ImageArray) -> Tensor:
     """(H, W, 3) uint8 or uint16 to float32 (3, H, W) in [0, 1]."""
     return unit_range(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
@@ -186,9 +202,14 @@ def write_png(path: str | Path, image: Tensor, bits: int = 8) -> None:
         raise ValueError(f"a PNG has 8 or 16 bits here, got {bits}")
     values = image.detach().float().nan_to_num(nan=0.0).clamp(0, 1).mul(2**bits - 1).round()
     array: ImageArray = values.permute(1, 2, 0).cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)
+    write_whole(Path(path), encode_png(array))
+
+
+def encode_png(array: ImageArray) -> bytes:
+    """A PNG file of (H, W, 3) RGB or (H, W, 1) grey pixels, of their depth."""
     done, data = cv2.imencode(".png", array[:, :, ::-1])  # OpenCV's channel order is BGR
     assert done
-    write_whole(Path(path), data.tobytes())
+    return data.tobytes()
 
 
 def write_whole(path: Path, data: bytes) -> None:

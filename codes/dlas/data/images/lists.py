@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ def read_list(path: str | Path) -> list[str]:
             f"{printable(path)}: this list names {printable(twice)} more than once; use `repeats` for whole folders"
         )
     return names
+
+
+def list_text(images: Iterable[tuple[str, int, int]]) -> str:
+    """A list as `read_list` reads it and BasicSR writes it: `0001.png (480,480,3)`.
+
+    Args:
+        images: name, height and width of each.
+    """
+    return "".join(f"{name} ({height},{width},3)\n" for name, height, width in images)
 
 
 def one_for_each(roots: Sequence[str], values: Any, name: str) -> list[Any]:
