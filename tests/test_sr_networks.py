@@ -243,18 +243,20 @@ class TestDiscriminators:
 
     def test_several_scales(self) -> None:
         """The finest first; each network sees the picture half as large as the one before."""
-        options = {"which_model": "MultiscaleDiscriminator", "ndf": 4, "num_D": 2, "norm": "none"}
+        options = {"which_model": "MultiscaleDiscriminator", "ndf": 4, "num_scales": 2, "norm": "none"}
         network, x = create_network(options), torch.rand(1, 3, 64, 48)
         fine, coarse = network(x)
         torch.testing.assert_close(fine, network.layer1(x))
         sums, counts = (F.avg_pool2d(F.pad(each, (1, 1, 1, 1)), 3, 2) for each in (x, torch.ones_like(x)))
         torch.testing.assert_close(coarse, network.layer0(sums / counts))
         assert fine.shape == (1, 1, 11, 9)  # padded by two pixels, as pix2pixHD's
-        with pytest.raises(ValueError, match="pictures of 64x47 are too small for 2 scales, which need 48 pixels; lower num_D"):
+        with pytest.raises(
+            ValueError, match="pictures of 64x47 are too small for 2 scales, which need 48 pixels; lower num_scales"
+        ):
             network(x[..., :47])
 
     def test_several_scales_with_the_names_of_feature_matching(self) -> None:
-        network = create_network({"which_model": "MultiscaleDiscriminator", "ndf": 4, "n_layers": 2, "num_D": 2})
+        network = create_network({"which_model": "MultiscaleDiscriminator", "ndf": 4, "n_layers": 2, "num_scales": 2})
         own = network.state_dict()
         groups = {"0": "layer0.0", "2": "layer1.0", "5": "layer2.0", "8": "layer3.0"}
         theirs = {}

@@ -128,7 +128,7 @@ class PatchGANDiscriminatorSN(_PatchGAN):
 
 @ARCHS.register("MultiscaleDiscriminator", "patchgan_multiscale")
 class MultiscaleDiscriminator(nn.Module):
-    """Equal PatchGANs for the picture, for half of it, and so on: the coarse ones judge what goes together from afar (pix2pixHD).
+    """Equal PatchGANs for the picture, for half of it, and so on (pix2pixHD): the coarse ones see what goes together from afar.
 
     The losses `generator_gan` and `discriminator_gan` take the mean over the scales. As with the authors, ``layer0`` is the
     network of the smallest picture, and convolutions pad by two pixels.
@@ -137,7 +137,7 @@ class MultiscaleDiscriminator(nn.Module):
         input_nc: input channels.
         ndf: channels of the first layer of each network; they double with each, up to 8 times (with `spectral`, to 512).
         n_layers: layers that are normalised; all but the last of them halve the picture, as does the one before.
-        num_D: number of scales.
+        num_scales: number of networks (`num_D` there); each sees half the size of the one before.
         norm: normalisation: `instance` (pix2pixHD), `batch`, `spectral` or `none`.
 
     Raises:
@@ -150,13 +150,13 @@ class MultiscaleDiscriminator(nn.Module):
         input_nc: PositiveInt = 3,
         ndf: PositiveInt = 64,
         n_layers: PositiveInt = 3,
-        num_D: PositiveInt = 3,
+        num_scales: PositiveInt = 3,
         norm: Literal["batch", "instance", "spectral", "none"] = "instance",
     ) -> None:
         super().__init__()
-        self.scales = num_D
-        self.least = 3 * 2 ** (n_layers + num_D - 1)
-        for scale in range(num_D):
+        self.scales = num_scales
+        self.least = 3 * 2 ** (n_layers + num_scales - 1)
+        for scale in range(num_scales):
             judge = _PatchGAN(norm, in_nc=input_nc, ndf=ndf, n_layers=n_layers, padding=2)
             self.add_module(f"layer{scale}", judge.model)
 
@@ -176,7 +176,7 @@ class MultiscaleDiscriminator(nn.Module):
             height, width = x.shape[-2:]
             raise ValueError(
                 f"pictures of {height}x{width} are too small for {self.scales} scales, which need {self.least} pixels; "
-                "lower num_D or n_layers"
+                "lower num_scales or n_layers"
             )
         logits = []
         for scale in reversed(range(self.scales)):
@@ -199,4 +199,4 @@ class MultiscaleDiscriminator(nn.Module):
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
         """Options of a small network, and arguments for its `forward`."""
-        return {"ndf": 8, "n_layers": 2, "num_D": 2}, (torch.rand(2, 3, 33, 32),)
+        return {"ndf": 8, "n_layers": 2, "num_scales": 2}, (torch.rand(2, 3, 33, 32),)

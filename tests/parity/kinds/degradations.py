@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from dlas.degradations import kernels
 from dlas.degradations.base import Resize
