@@ -103,8 +103,13 @@ class Model(nn.Module):
         if self.resize != 1:
             picture = F.interpolate(picture, scale_factor=self.resize, mode="bilinear", align_corners=False)
         if self.multiple > 1 and self.scale < math.inf:
-            picture = picture[..., : round(height * self.scale), : round(width * self.scale)]
+            picture = picture[..., : _scaled(height, self.scale), : _scaled(width, self.scale)]
         return picture
+
+
+def _scaled(length: int, scale: float) -> int:
+    # Lengths are symbols while a network is exported, and those cannot be rounded.
+    return length * int(scale) if scale == int(scale) else round(length * scale)
 
 
 def find(path: str | Path, network: str | None = None) -> Found:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dlas.data.images import lmdb_folder
+from dlas.data.images import lmdb_folder, video_folder
 from dlas.data.images.files import ImageArray
 from dlas.errors import ConfigurationError, DataError, printable
 
@@ -246,7 +246,8 @@ def _name(path: Path, variant: str) -> bytes:
 
 
 def _identify(path: Path, name: bytes) -> _Identity:
-    status = (path.parent / "data.mdb" if lmdb_folder.is_inside(path) else path).stat()
+    file = path.parent / "data.mdb" if lmdb_folder.is_inside(path) else path.parent if video_folder.is_inside(path) else path
+    status = file.stat()
     return _Identity(status.st_size, status.st_mtime_ns, name)
 
 

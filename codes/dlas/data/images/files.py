@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dlas.data.base import BadSample
-from dlas.data.images import lmdb_folder
+from dlas.data.images import lmdb_folder, video_folder
 from dlas.errors import DataError, printable
 
 _LOG = logging.getLogger(__name__)
@@ -226,19 +226,21 @@ def write_whole(path: Path, data: bytes) -> None:
 def list_images(root: str | Path) -> list[Path]:
     """All image files below a folder, links followed, hidden files left out, in natural order (`2.png` before `10.png`).
 
-    Of a folder that ends in `.lmdb`, the entries of the database.
+    Of a folder that ends in `.lmdb`, the entries of the database; of a video, its frames.
 
     Args:
-        root: the folder.
+        root: the folder, or a video.
 
     Raises:
         DataError: the folder is missing, or holds no image; what it holds is said.
     """
     root = Path(root).expanduser()
     shown = printable(root)
+    if video_folder.is_video(root):
+        return [root / name for name in video_folder.entries(root)]
     if not _is_folder(root):
         kind = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{shown}: {kind}; expected a folder of images (the path is relative to {Path.cwd()})")
+        raise DataError(f"{shown}: {kind}; expected a folder of images, or a video (the path is relative to {Path.cwd()})")
     if root.suffix == lmdb_folder.ENDING:
         return sorted((root / name for name in lmdb_folder.entries(root)), key=lambda file: _natural(file.relative_to(root)))
     files = list(_walk(root))
@@ -302,6 +304,11 @@ def read_bytes(path: str | Path) -> bytes:
         if entry is None:
             raise BadSample(path, "is named by meta_info.txt and not in the database; make the database again")
         return entry
+    if video_folder.is_inside(path):
+        frame = video_folder.content(Path(path))
+        if frame is None:
+            raise BadSample(path, "cannot be decoded; the video is damaged or has no such frame: fetch it again")
+        return frame
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would never answer

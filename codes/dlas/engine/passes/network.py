@@ -11,9 +11,6 @@ from dlas.engine.passes.ensemble import self_ensemble
 from dlas.engine.passes.tiling import Tiler, tile_grid
 from dlas.errors import TrainingError
 
-_MARGIN = 1.5
-"""On the halo: it is measured on the first picture of a data set, and the difference shrinks exponentially with it."""
-
 
 class PicturePasses(nn.Module):
     """Stands in for a network that makes one picture of one picture; it is called under the autocast of its caller.
@@ -70,7 +67,6 @@ class PicturePasses(nn.Module):
             device=self.device,
             tile=self.tile,
             grid=grid,
-            margin=_MARGIN,
             result_device=self.device,
         )
 

@@ -101,7 +101,6 @@ class Tiler:
         halo: of the tiles; measured on the first picture that needs tiles if it is None.
         tolerance: how far from the whole picture's result tiles may be.
         on_tile: called with the number of tiles done, and of all.
-        margin: factor on a halo that was measured, for pictures in which the network looks further than in that one.
         result_device: where results are put together. On the CPU they take no memory of the device.
     """
 
@@ -119,10 +118,8 @@ class Tiler:
         halo: int | None = None,
         tolerance: float = EXACT,
         on_tile: Callable[[int, int], None] | None = None,
-        margin: float = 1.0,
         result_device: torch.device | str = "cpu",
     ) -> None:
-        self.margin = margin
         self.result_device = result_device
         self.forward = forward
         self.exact_forward = exact_forward
@@ -213,8 +210,7 @@ class Tiler:
 
     def _measured(self, picture: Tensor) -> Reach:
         if self.reach is None:
-            found = measure_reach(self._exactly, picture[:1], self.scale, self.grid, self.tolerance)
-            self.reach = Reach(math.ceil(self.margin * found.halo / self.grid) * self.grid, found.exact)
+            self.reach = measure_reach(self._exactly, picture[:1], self.scale, self.grid, self.tolerance)
             kind = "as in the whole picture" if self.reach.exact else "fading into each other"
             _LOG.info("tiles %s, with a halo of %d pixels", kind, self.reach.halo)
         return self.reach
