@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dlas.data.base import BadSample
-from dlas.data.images import lmdb_folder, video_folder
+from dlas.data.images import lmdb_folder, png_rows, video_folder
 from dlas.errors import DataError, printable
 
 _LOG = logging.getLogger(__name__)
@@ -92,7 +92,25 @@ def read_image(path: str | Path) -> ImageArray:
     Raises:
         BadSample: missing, unreadable, empty, truncated, not an image, or of a kind that is refused.
     """
-    return _read(path, _mention_transparency)[0]
+    data = read_bytes(path)
+    rows = _rows(path, data)
+    return _decode(path, data, _mention_transparency)[0] if rows is None else rows[:, :]
+
+
+def open_rows(path: str | Path) -> png_rows.PngRows | None:
+    """Opens a file for reading in part; what a part holds is what `read_image` gives there.
+
+    Returns:
+        None where that is not possible, or something is wrong with the file: `read_image` tells more.
+    """
+    try:
+        return _rows(path, read_bytes(path))
+    except BadSample:
+        return None
+
+
+def _rows(path: str | Path, data: bytes) -> png_rows.PngRows | None:
+    return png_rows.open_rows(data, lambda: _decode(path, data, _mention_transparency)[0])
 
 
 def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
@@ -101,7 +119,7 @@ def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
     Raises:
         BadSample: as for `read_image`.
     """
-    return _read(path, _header)
+    return _decode(path, read_bytes(path), _header)
 
 
 def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, Header]:
@@ -110,8 +128,8 @@ def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, He
     Raises:
         BadSample: as for `read_image`.
     """
-    array, header = _read(path, _header)
     data = read_bytes(path)
+    array, header = _decode(path, data, _header)
     try:
         with Image.open(BytesIO(data)) as image:
             if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
@@ -127,8 +145,7 @@ def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, He
     return array, None if alpha is None else np.ascontiguousarray(_upright(alpha, header.orientation)), header
 
 
-def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
-    data = read_bytes(path)
+def _decode(path: str | Path, data: bytes, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
     try:
         image = Image.open(BytesIO(data))
     except UnidentifiedImageError as error:

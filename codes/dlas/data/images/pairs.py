@@ -13,8 +13,7 @@ import torch
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.cache import MappedCache
-from dlas.data.images.files import ImageArray, read_image, to_tensor, unit_range
-from dlas.data.images.png_rows import open_rows
+from dlas.data.images.files import ImageArray, open_rows, read_image, to_tensor, unit_range
 from dlas.data.inventory import Item
 from dlas.errors import ConfigurationError
 from dlas.layers.resize import imresize
