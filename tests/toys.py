@@ -244,3 +244,8 @@ class ToyDenoiser(nn.Module):
         shown = nn.functional.interpolate(low, size=x.shape[-2:])
         time = (times / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
         return self.last(torch.tanh(self.first(torch.cat((x, shown, time.to(x)), dim=1))))
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """For the tests over the registry."""
+        return {}, (torch.rand(2, 3, 8, 8), torch.rand(2), torch.rand(2, 3, 4, 4))
