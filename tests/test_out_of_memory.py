@@ -450,7 +450,7 @@ def test_a_network_that_does_not_fit_is_named(tmp_path, monkeypatch, method, wor
 
 
 def test_averages_that_do_not_fit_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("dlas.engine.trainer.ModelEma", no_memory)
+    monkeypatch.setattr("dlas.engine.averages.ModelEma", no_memory)
     with pytest.raises(TrainingError, match=r"write 'train\.ema\.enabled: false'"):
         trainer(tmp_path, toys.PSNR)
 
