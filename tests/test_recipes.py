@@ -59,7 +59,9 @@ def test_the_measured_squares_are_those_of_the_recipe(overlap, name):
     assert step.injectors["corners"].options["patch_size"] == overlap.PATCH
 
 
-@pytest.mark.parametrize(("first", "second"), [("psnr", "gan"), ("small_psnr", "small_gan"), ("small_psnr", "translational_gan_small")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("psnr", "gan"), ("small_psnr", "small_gan"), ("small_psnr", "translational_gan_small")]
+)
 def test_the_second_stage_starts_from_what_the_first_leaves(first, second):
     before, after = (load(RECIPES / f"esrgan/{name}.yml") for name in (first, second))
     expected = f"experiments/{before.name}/checkpoints/{before.train.niter}/generator.ema.safetensors"
