@@ -50,15 +50,18 @@ def test_what_depends_on_the_place_in_the_patch_is_measured(overlap):
     assert distance == pytest.approx(2 / 3 * 0.001 * overlap.BORDER, rel=1e-4)
 
 
-def test_the_measured_squares_are_those_of_the_recipe(overlap):
-    step = load(RECIPES / "esrgan/translational_small.yml").steps["generator"]
+@pytest.mark.parametrize("name", ["translational_small", "translational_gan_small"])
+def test_the_measured_squares_are_those_of_the_recipe(overlap, name):
+    step = load(RECIPES / f"esrgan/{name}.yml").steps["generator"]
     loss = step.losses["translational"]
     assert loss.options["patch_size"] == overlap.PATCH * overlap.SCALE
     assert loss.options["overlap"] == overlap.SHARED
     assert step.injectors["corners"].options["patch_size"] == overlap.PATCH
 
 
-@pytest.mark.parametrize(("first", "second"), [("psnr", "gan"), ("small_psnr", "small_gan")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("psnr", "gan"), ("small_psnr", "small_gan"), ("small_psnr", "translational_gan_small")]
+)
 def test_the_second_stage_starts_from_what_the_first_leaves(first, second):
     before, after = (load(RECIPES / f"esrgan/{name}.yml") for name in (first, second))
     expected = f"experiments/{before.name}/checkpoints/{before.train.niter}/generator.ema.safetensors"
