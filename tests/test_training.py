@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import toys
+from dlas.config import load
 from dlas.engine import precision as precision_module
 from dlas.engine.precision import Precision
 from dlas.engine.step import GatedInjector
+from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
-from dlas.errors import ConfigurationError, TrainingError
+from dlas.errors import CheckpointError, ConfigurationError, TrainingError
 from runs import assert_same_tensors, batches, configure, rows, trainer
 
 
@@ -243,6 +245,16 @@ def test_an_older_run_is_set_aside_only_when_the_new_one_can_start(tmp_path):
     with pytest.raises(ConfigurationError):
         Trainer(configure(tmp_path, toys.PSNR, "train.mega_batch_factor=5"), resume="never")
     assert (tmp_path / "toy/checkpoints/2").is_dir()
+
+
+def test_evaluation_needs_the_weights_of_the_networks_that_it_runs(tmp_path):
+    trainer(tmp_path, toys.GAN, "train.niter=1").run()
+    weights = tmp_path / "gan/checkpoints/1/generator.safetensors"
+    path = tmp_path / "options.yml"
+    paths = [f"path.experiments={tmp_path}", "name=tested"]
+    assert run_test(load(path, [*paths, f"path.pretrain.generator={weights}"], mode="test"))
+    with pytest.raises(CheckpointError, match=r"no weights are named for generator: give 'path\.run'"):
+        run_test(load(path, paths, mode="test"))
 
 
 def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):

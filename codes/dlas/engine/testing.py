@@ -75,7 +75,10 @@ def run_test(config: Config) -> dict[str, TestResult]:
 def _load_weights(config: Config, networks: dict[str, nn.Module]) -> dict[str, ModelEma]:
     """From the checkpoint that `path` names, as `eval.weights` says; returns the averages that it has besides."""
     if config.path.run is None:
-        missing = [name for name in networks if name not in config.path.pretrain]
+        # A discriminator, for instance, has no part in evaluation.
+        options = [each for _, injector in config.evaluation_injectors() for each in injector.options.values()]
+        used = {each for each in options if isinstance(each, str)}
+        missing = [name for name in networks if name in used and name not in config.path.pretrain]
         if missing:
             raise CheckpointError(
                 f"no weights are named for {', '.join(missing)}: give 'path.run' (the folder of a training run) "
