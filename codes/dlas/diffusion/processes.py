@@ -94,34 +94,21 @@ class Process(ABC):
         return Grid(tuple(asked), tuple(alphas), tuple(sigmas))
 
 
-@PROCESSES.register("vp")
-class VariancePreserving(Process):
-    """DDPM's: integer timesteps, alpha^2 + sigma^2 = 1.
+class Timesteps(Process):
+    """Integer timesteps, each with its share of the data's variance; alpha^2 + sigma^2 = 1.
 
     Args:
-        schedule: how noise grows. linear: of Ho et al. 2020; cosine: of Nichol and Dhariwal 2021 (arXiv:2102.09672).
-        steps: timesteps T.
-        zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1); the
-            network must not predict eps then.
-        rescale_timesteps: tell the network t * 1000 / T in place of t.
-        sigma_data: standard deviation of the data, for `prediction: edm` and for weightings that ask for it.
+        alpha_bars: alpha^2 of each timestep, (T,), float64.
+        scale: the network is told t times this.
+        sigma_data: standard deviation of the data.
     """
 
     discrete = True
 
-    def __init__(
-        self,
-        *,
-        schedule: Literal["linear", "cosine"] = "linear",
-        steps: PositiveInt = 1000,
-        zero_terminal_snr: bool = False,
-        rescale_timesteps: bool = False,
-        sigma_data: PositiveFloat = 1.0,
-    ) -> None:
-        bars = alpha_bars(schedule, steps)
-        self.alpha_bars = rescale_to_zero_terminal_snr(bars) if zero_terminal_snr else bars
-        self.steps = steps
-        self.scale = 1000.0 / steps if rescale_timesteps else 1.0
+    def __init__(self, alpha_bars: Tensor, scale: float, sigma_data: float) -> None:
+        self.alpha_bars = alpha_bars
+        self.steps = len(alpha_bars)
+        self.scale = scale
         self.sigma_data = sigma_data
 
     def level(self, times: Tensor) -> Level:
@@ -148,8 +135,35 @@ class VariancePreserving(Process):
         return [round(self.steps - k * self.steps / count) - 1 for k in range(count)]
 
     def conditioning(self, times: Tensor) -> Tensor:
-        """t, or t * 1000 / T."""
+        """t times `scale`."""
         return times.float() * self.scale
+
+
+@PROCESSES.register("vp")
+class VariancePreserving(Timesteps):
+    """DDPM's: integer timesteps, alpha^2 + sigma^2 = 1.
+
+    Args:
+        schedule: how noise grows. linear: of Ho et al. 2020; cosine: of Nichol and Dhariwal 2021 (arXiv:2102.09672).
+        steps: timesteps T.
+        zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1); the
+            network must not predict eps then.
+        rescale_timesteps: tell the network t * 1000 / T in place of t.
+        sigma_data: standard deviation of the data, for `prediction: edm` and for weightings that ask for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Literal["linear", "cosine"] = "linear",
+        steps: PositiveInt = 1000,
+        zero_terminal_snr: bool = False,
+        rescale_timesteps: bool = False,
+        sigma_data: PositiveFloat = 1.0,
+    ) -> None:
+        bars = alpha_bars(schedule, steps)
+        scale = 1000.0 / steps if rescale_timesteps else 1.0
+        super().__init__(rescale_to_zero_terminal_snr(bars) if zero_terminal_snr else bars, scale, sigma_data)
 
 
 @PROCESSES.register("edm")
