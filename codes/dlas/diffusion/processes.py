@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlas.diffusion.levels import Level
 from dlas.diffusion.schedules import alpha_bars, rescale_to_zero_terminal_snr
+from dlas.diffusion.tables import Table
 from dlas.errors import ConfigurationError
 from dlas.registry import PROCESSES
 from dlas.types import PositiveFloat, PositiveInt
@@ -107,13 +108,14 @@ class Timesteps(Process):
 
     def __init__(self, alpha_bars: Tensor, scale: float, sigma_data: float) -> None:
         self.alpha_bars = alpha_bars
+        self._table = Table(alpha_bars)
         self.steps = len(alpha_bars)
         self.scale = scale
         self.sigma_data = sigma_data
 
     def level(self, times: Tensor) -> Level:
         """Levels of integer timesteps, also given as floating-point numbers."""
-        bars = self.alpha_bars.to(times.device)[times.long()]
+        bars = self._table.on(times.device)[times.long()]
         return Level(bars.sqrt(), (1 - bars).sqrt())
 
     def time_of(self, quantile: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ class Timesteps(Process):
 
     def at_ratio(self, ratio: Tensor) -> Tensor:
         """The timesteps whose ln(sigma / alpha) is nearest."""
-        bars = self.alpha_bars.to(ratio.device)
+        bars = self._table.on(ratio.device)
         own = ((1 - bars) / bars).log() / 2  # grows with the timestep; infinite where there is no signal
         wanted = ratio.double().log()
         after = torch.searchsorted(own, wanted).clamp_(1, self.steps - 1)

