@@ -103,7 +103,6 @@ def test_causal_timesteps_grow_by_the_slope() -> None:
 def test_compiles_without_breaks() -> None:
     x0, noise, times, output, values = example()
     objective = Objective(VP, "v", "learned_range", "rescaled_mse", create_weighting({"type": "min_snr"}))
-    objective.chain  # noqa: B018 (tables are made once, outside of the step)
 
     def step(x0: Tensor, noise: Tensor, times: Tensor, output: Tensor, values: Tensor) -> Tensor:
         return objective.terms(objective.ask(x0, noise, times), output, values).loss

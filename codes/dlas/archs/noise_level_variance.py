@@ -22,7 +22,7 @@ class NoiseLevelVariance(nn.Module):
         channels: Fourier features.
         bandwidth: standard deviation of their frequencies; larger follows changes within smaller ranges of levels.
 
-    Source: Karras et al. 2024 (arXiv:2312.02696), there 128 features; Tancik et al. 2020 (arXiv:2006.10739), equation 5.
+    Source: Karras et al. 2024 (arXiv:2312.02696), there 128 features; Tancik et al. 2020 (arXiv:2006.10739).
     """
 
     frequencies: Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -79,7 +78,7 @@ class Terms(NamedTuple):
     x0: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Objective:
     """What a diffusion model is trained for.
 
@@ -101,11 +100,11 @@ class Objective:
     weighting: Weighting = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        name = type(self.process).__name__
-        if not isinstance(self.process, Timesteps):
+        self._chain = Chain(self.process) if isinstance(self.process, Timesteps) else None
+        if self._chain is None:
             if self.prediction == "previous_x" or self.learns_variance or self.loss != "mse":
                 raise ConfigurationError(
-                    f"prediction {self.prediction}, variance {self.variance}, loss {self.loss}: {name} has no timesteps; "
+                    f"prediction {self.prediction}, variance {self.variance}, loss {self.loss}: {self._name} has no timesteps; "
                     "previous_x, learned variances and other losses than mse need a process with timesteps, such as vp"
                 )
         elif self.prediction == "eps" and math.isinf(self.process.first_ratio):
@@ -125,11 +124,20 @@ class Objective:
     def _bound_alone(self) -> bool:
         return self.loss in ("kl", "rescaled_kl")
 
-    @cached_property
+    @property
     def chain(self) -> Chain:
-        """The steps back, for processes with timesteps."""
-        assert isinstance(self.process, Timesteps)
-        return Chain(self.process)
+        """The steps back.
+
+        Raises:
+            ConfigurationError: the process has no timesteps.
+        """
+        if self._chain is None:
+            raise ConfigurationError(f"{self._name} has no timesteps, so there are no single steps back, and no bound of them")
+        return self._chain
+
+    @property
+    def _name(self) -> str:
+        return type(self.process).__name__
 
     def ask(self, x0: Tensor, noise: Tensor, times: Tensor) -> Question:
         """Noisy samples and the target.

@@ -158,16 +158,27 @@ def reverse_step(process: Timesteps, question: Question, output: Tensor, values:
 # ------------------------------------------------------------------------------------------------------------ bits, timesteps
 
 
+def told(pattern: str, text: str) -> list[float]:
+    found = re.search(pattern, text)
+    assert found, f"'{text}' does not tell {pattern}"
+    return [float(number) for number in found.groups()]
+
+
 def bound_of_loop(fixture: Fixture, run: str) -> Bits:
     schedule, variance, sections, rescale = run.split(".")
     steps = fixture.json["diffusion_steps"]
     process = Respaced(vp(schedule, steps, rescale == "rescale1"), spaced_timesteps(steps, sections))
     objective: Any = Objective(process, variance=variance)
 
+    number = r"([\d.]+)"
+    model = rf"x\*\({number}\+{number}\*cos\({number}\*t\)\); v = sin\(x\+{number}\*t\)"
+    base, size, rate, shift = told(model, fixture.json["model"])
+    (scale,) = told(rf"clamp\({number}\*in\.x_T,-1,1\)", fixture.json["description"])
+
     def toy(x: Tensor, t: Tensor) -> Tensor:
-        t = t.reshape(-1, 1, 1, 1)
-        eps = x * (0.8 + 0.2 * torch.cos(0.01 * t))
-        return torch.cat((eps, torch.sin(x + 0.001 * t)), 1) if objective.learns_variance else eps
+        t = t.reshape(-1, *(1,) * (x.dim() - 1))
+        eps = x * (base + size * torch.cos(rate * t))
+        return torch.cat((eps, torch.sin(x + shift * t)), 1) if objective.learns_variance else eps
 
     network = NetworkDenoiser(toy, process, learned_variance=objective.learns_variance)
 
@@ -175,7 +186,7 @@ def bound_of_loop(fixture: Fixture, run: str) -> Bits:
         output, values, _ = network.predict(x, times)
         return objective.estimate(output, values, x, times, lambda seen: seen.clamp(-1, 1))
 
-    x0 = (0.4 * fixture.tensors["in.x_T"]).clamp(-1, 1)
+    x0 = (scale * fixture.tensors["in.x_T"]).clamp(-1, 1)
     return bits_per_dimension(objective.chain, step, x0, lambda k: fixture.tensors[f"in.noise.{k}"])
 
 
