@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +41,8 @@ class NoiseLevelVariance(nn.Module):
         angles = torch.outer(coordinate.float(), self.frequencies.float()) + self.phases.float()
         features = math.sqrt(2) * angles.cos()
         return self.linear(features.to(self.linear.weight.dtype)).squeeze(1)
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
+        """Options of a small network, and arguments for its `forward`."""
+        return {"channels": 8}, (torch.randn(4),)
