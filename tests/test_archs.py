@@ -143,6 +143,7 @@ def test_importing_the_package_imports_no_network() -> None:
         ("UNetDiscriminatorSN", False, {}),
         ("PatchGANDiscriminatorSN", False, {}),
         ("stylegan2_rosinality_disc", False, {}),
+        ("noise_level_variance", False, {}),
     ],
 )
 def test_compiles_without_a_break(name: str, checkpointing: bool, options: dict[str, Any]) -> None:

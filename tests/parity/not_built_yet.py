@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 NOT_BUILT_YET = {
-    "sr/golden_diffusion_*": "gaussian diffusion",
-    "sr/golden_dlas_diffusion*": "gaussian diffusion",
     "sr/golden_timestep_embedding*": "gaussian diffusion",
     "sr/golden_guided_*": "guided-diffusion networks",
     "sr/manifest_guided_*": "guided-diffusion networks",
