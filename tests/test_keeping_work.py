@@ -124,8 +124,8 @@ def test_figures_that_are_not_finite_are_shown_and_are_never_the_best(tmp_path, 
     monkeypatch.setattr(
         toys.ToyGenerator, "forward", lambda self, x: self.last.bias.sum() * torch.full((1, 3, 16, 16), torch.nan)
     )
-    run = trainer(tmp_path, toys.PSNR, "eval.use_ema=false")
-    means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None)
+    run = trainer(tmp_path, toys.PSNR, "eval.weights=raw")
+    means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None).means
     assert torch.isnan(torch.tensor(means["psnr"]))
 
 

@@ -169,7 +169,7 @@ def test_small_shipped_files_train_what_they_say(path, tmp_path):
 
 def test_the_quick_start_starts_from_bicubic(tmp_path):
     run = Trainer(load(ROOT / "options/train_x.yml", [f"path.experiments={tmp_path}"]))
-    means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None)
+    means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None).means
     assert means["psnr_y"] == pytest.approx(means["bicubic_psnr_y"], abs=0.02)
 
 

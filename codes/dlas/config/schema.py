@@ -29,6 +29,9 @@ from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 MetricName: TypeAlias = str
 """Name of a registered metric."""
 
+RAW = "raw_"
+"""Stands before the names of figures of the networks' own weights where those of their averages stand beside them."""
+
 
 def opt(default: Any, doc: str) -> Any:
     """A key with a default. Mappings and lists are copied for each file."""
@@ -317,9 +320,26 @@ class EvalConfig(Section):
     metric_options: dict[str, dict[str, Any]] = opt({}, "options of metrics by name: `lpips: {net: vgg}`")
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
-    use_ema: bool = opt(True, "evaluate the averaged weights where there are any")
+    weights: Literal["ema", "raw", "both"] = opt(
+        "ema",
+        "which weights: their averages where there are any, those of the last iteration, or both, one after the other; the "
+        "figures of the latter have `raw_` in front of their names then",
+    )
+    batch_size: PositiveInt = opt(1, "pictures of the same size that go through the networks at once")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] | None = opt(None, "of the evaluation alone; by default that of the run")
+    tile: NonNegativeInt | Literal["auto"] = opt(
+        0,
+        "side of the tiles, in pixels of the network's input, in which pictures are evaluated; auto: by free memory; 0: none",
+    )
+    self_ensemble: bool = opt(False, "evaluate the mean over the eight ways of turning and mirroring a picture")
     num_sheets: NonNegativeInt = opt(4, "comparison sheets (input, baseline, output, truth) sent to TensorBoard")
     save_images: bool = opt(True, "write val/<set>/<image>/<step>.png")
+
+    @property
+    def figures(self) -> list[str]:
+        """Names under which metrics are reported, without the baseline's."""
+        metrics = list(self.metrics or [])
+        return metrics + [RAW + name for name in metrics] if self.weights == "both" else metrics
 
 
 @dataclass(kw_only=True)
@@ -338,7 +358,9 @@ class LoggerConfig(Section):
 class KeepBestConfig(Section):
     """The metric by which a checkpoint is the best one."""
 
-    metric: MetricName = req("one of `eval.metrics`; a validation that improves it is saved at once")
+    metric: str = req(
+        "one of `eval.metrics`, or with `eval.weights: both` one with `raw_` in front; what improves it is saved at once"
+    )
     mode: Literal["max", "min"] | None = opt(None, "whether more or less of it is better; the metric knows by default")
     set: str | None = opt(None, "name of the data set that is looked at; the first one validated on by default")
 
@@ -409,6 +431,16 @@ class Config(Section):
                     return own
             chosen += own
         return chosen
+
+    def output_injector(self) -> InjectorConfig | None:
+        """The injector that writes `eval.output_state` in evaluation; None if none does, or the data set gives it."""
+        key = self.eval.output_state
+        found = None
+        for _, section in self.evaluation_injectors():
+            out = section.options.get("out")
+            if not section.train and (key == out or (isinstance(out, list) and key in out)):
+                found = section
+        return found
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -128,7 +128,7 @@ class Trainer:
         )
         self.progress = Progress()
         self.best = BestFigures(config)
-        evaluator = Evaluator(config, self.networks, self.averages.main, self.precision, self.device)
+        evaluator = Evaluator(config, self.networks, self.averages.main, self.device)
         self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best)
         self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state

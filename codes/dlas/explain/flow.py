@@ -136,7 +136,7 @@ def validation_flow(config: Config) -> Flow | None:
     reads = tuple(dict.fromkeys([section.output_state, section.target_state, section.input_state]))
     nodes.append(Node("eval/metrics", "metrics", "metrics", ", ".join(section.metrics), reads=reads))
     baseline = f"beside {section.baseline}" if section.baseline != "none" and config.scale > 1 else ""
-    averaged = "averaged weights" if config.train and config.train.ema.enabled and section.use_ema else ""
+    averaged = "averaged weights" if config.train and config.train.ema.enabled and section.weights == "ema" else ""
     band = Band("eval", "validation", ", ".join(filter(None, [averaged, baseline])), Gate(), tuple(nodes))
     return _with_data("validation", datasets, (band,), config)
 
