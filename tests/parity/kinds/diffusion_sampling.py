@@ -95,9 +95,8 @@ def sections(spacing: str, steps: int) -> list[float]:
     """Timesteps that are kept: "ddimN" of one whole stride, or so many of each of equal sections, ends included."""
     if spacing.startswith("ddim"):
         count = int(spacing.removeprefix("ddim"))
-        return [float(t) for stride in range(1, steps) if len(range(0, steps, stride)) == count for t in range(0, steps, stride)][
-            :count
-        ]
+        stride = next(each for each in range(1, steps) if len(range(0, steps, each)) == count)
+        return [float(t) for t in range(0, steps, stride)]
     counts = [int(each) for each in spacing.split(",")]
     times, start = [], 0
     for i, count in enumerate(counts):
