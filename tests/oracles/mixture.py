@@ -1,7 +1,7 @@
 """Mixtures of normal distributions: what the best denoiser sees, and where the probability flow leads, in closed form.
 
-Data are products of one-dimensional mixtures, turned by a rotation. One dimension is followed exactly: the flow keeps the order of
-samples, so that it carries each quantile of one noise level to the same quantile of the other. Rotations commute with noise.
+Data are products of one-dimensional mixtures, turned by a rotation. One dimension is followed exactly: the flow keeps the order
+of samples, so that it carries each quantile of one noise level to the same quantile of the other. Rotations commute with noise.
 """
 
 from __future__ import annotations
@@ -103,8 +103,10 @@ def _posterior_mean(axis: Axis, x: Tensor, level: Level) -> Tensor:
     weights, means, deviations = _tensors(axis, x.dtype)
     variances = (level.alpha * deviations).square() + level.sigma.square()
     off = x - level.alpha * means
-    shares = (weights.log() - variances.log() / 2 - off.square() / (2 * variances)).softmax(1)
-    return (shares * (means + level.alpha * deviations.square() / variances * off)).sum(1, keepdim=True)
+    logits = weights.log() - variances.log() / 2 - off.square() / (2 * variances)
+    shares = (logits - logits.amax(1, keepdim=True)).exp()
+    seen = means + level.alpha * deviations.square() / variances * off
+    return (shares * seen).sum(1, keepdim=True) / shares.sum(1, keepdim=True)
 
 
 def _cumulative(axis: Axis, x: Tensor, alpha: float, sigma: float) -> Tensor:

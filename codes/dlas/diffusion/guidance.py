@@ -24,8 +24,8 @@ class Guidance:
 
     Args:
         scale: w; 1 is no guidance. In terms of (1 + k) good - k bad it is 1 + k.
-        interval: least and largest sigma / alpha at which guidance is on; elsewhere the good prediction stands alone, and the bad
-            one is not computed. Source: Kynkäänniemi et al. 2024 (arXiv:2404.07724).
+        interval: least and largest sigma / alpha at which guidance is on; elsewhere the good prediction stands alone, and the
+            bad one is not computed. Source: Kynkäänniemi et al. 2024 (arXiv:2404.07724).
         rescale: phi, from 0 to 1: how far the guided prediction's standard deviation is brought back to that of the good one.
             Source: Lin et al. 2023 (arXiv:2305.08891), equations 15 and 16.
         ramp: w - 1 grows from 0 at the noisiest to its full value, as 1 - t / T; for processes with timesteps, and flows.
@@ -43,7 +43,9 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.interval is not None and (len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1]):
-            raise ConfigurationError(f"guidance: interval is least and largest sigma / alpha, e.g. [0.2, 5]; got {self.interval}")
+            raise ConfigurationError(
+                f"guidance: interval is least and largest sigma / alpha, e.g. [0.2, 5]; got {self.interval}"
+            )
         if not 0 <= self.rescale <= 1:
             raise ConfigurationError(f"guidance: rescale is from 0 to 1; got {self.rescale}")
 
@@ -59,8 +61,11 @@ class Guidance:
                 return 1.0
         if not self.ramp:
             return self.scale
-        end = process.steps if process.discrete else process.time_of(torch.ones(1, dtype=torch.float64)).item()
-        return 1 + (self.scale - 1) * (1 - time / end)
+        if not process.discrete and process.level(torch.ones(1, dtype=torch.float64)).alpha.item() > 0:
+            raise ConfigurationError(
+                "guidance: ramp needs timesteps or a flow; this process's times have no end, give an interval"
+            )
+        return 1 + (self.scale - 1) * (1 - time / (process.steps or 1))
 
     def combine(self, good: Tensor, bad: Tensor, weight: float) -> Tensor:
         """The guided prediction, (B, ...)."""
@@ -95,8 +100,8 @@ class ClassifierFree(NetworkDenoiser):
             if not isinstance(given, Tensor) or given.shape != value.shape:
                 found = tuple(given.shape) if isinstance(given, Tensor) else given
                 raise ConfigurationError(
-                    f"guidance: '{name}' is {tuple(value.shape)} without the condition, so it must be a tensor of that shape with "
-                    f"it; it is {found}"
+                    f"guidance: '{name}' is {tuple(value.shape)} without the condition, so it must be a tensor of that shape "
+                    f"with it; it is {found}"
                 )
         self.both = {
             name: torch.cat((value, self.unconditional.get(name, value))) if _is_batched(value) else value
@@ -147,8 +152,8 @@ class Autoguidance:
 class ClassifierGuidance:
     """Guidance by the gradient of a classifier of noisy samples.
 
-    The noise is moved by - sigma times the gradient, and `x0` by sigma^2 / alpha times it, after clipping; the ancestral sampler
-    moves its mean by variance times gradient instead. At pure noise, where nothing can be told of the class, nothing is done.
+    The noise is moved by - sigma times the gradient, and `x0` by sigma^2 / alpha times it, after clipping; the ancestral
+    sampler moves its mean by variance times gradient instead. At pure noise, where nothing can be told of the class, nothing is done.
 
     Args:
         denoiser: that is guided.

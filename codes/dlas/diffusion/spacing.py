@@ -57,7 +57,9 @@ def spaced(process: Process, count: int, spacing: Spacing = "own", rho: float = 
         case "trailing":
             return _in_time(process, [1 - k / count for k in range(count)], lambda place, steps: round(place * steps) - 1)
         case "leading":
-            return _in_time(process, [1 - (k + 1) / count for k in range(count)], lambda place, steps: round(place * steps, 6) // 1)
+            return _in_time(
+                process, [1 - (k + 1) / count for k in range(count)], lambda place, steps: round(place * steps, 6) // 1
+            )
         case "linspace":
             places = [1 - k / max(1, count - 1) for k in range(count)]
             return _in_time(process, places, lambda place, steps: round(place * (steps - 1)))
@@ -80,9 +82,7 @@ def _in_time(process: Process, places: list[float], timestep: Callable[[float, i
     return times
 
 
-def _in_ratio(
-    process: Process, count: int, bend: Callable[[float], float], unbend: Callable[[float], float]
-) -> list[float]:
+def _in_ratio(process: Process, count: int, bend: Callable[[float], float], unbend: Callable[[float], float]) -> list[float]:
     """Times with equal steps in a function of sigma / alpha, whose inverse is `unbend`."""
     first = process.spaced(1)
     rest, high = (count, process.first_ratio) if math.isfinite(process.first_ratio) else (count - 1, _RATIO_FROM_PURE_NOISE)

@@ -31,9 +31,7 @@ class Ancestral(Sampler):
     equation 15.
     """
 
-    def __init__(
-        self, *, variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] | None = None
-    ) -> None:
+    def __init__(self, *, variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] | None = None) -> None:
         self.variance = variance
 
     def walk(self, denoise: Denoiser, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Stage]:

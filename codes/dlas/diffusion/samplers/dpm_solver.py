@@ -18,8 +18,8 @@ from dlas.types import NonNegativeFloat
 class DPMSolver(Sampler):
     """DPM-Solver++ 2M: second order for one call of the network a step; 15 to 25 steps do.
 
-    Steps of infinite length in ln(alpha / sigma), from pure noise and to a clean sample, are of first order, and so are the first
-    step and the one after pure noise, which have no usable step before them.
+    Steps of infinite length in ln(alpha / sigma), from pure noise and to a clean sample, are of first order, and so are the
+    first step and the one after pure noise, which have no usable step before them.
 
     Args:
         eta: 0 solves the ordinary differential equation, 1 the stochastic one (SDE-DPM-Solver++ 2M).

@@ -63,7 +63,7 @@ class Heun(Sampler):
             yield Stage(x, x0)
 
     def stirred(self, grid: Grid, k: int) -> Grid:
-        """The k-th step alone, begun at the level to which noise is stirred in: for discrete times, the nearest that is there."""
+        """The k-th step alone, begun at the level to which noise is stirred in: the nearest there is, if time is discrete."""
         time, alpha, sigma, ratio = grid.times[k], grid.alphas[k], grid.sigmas[k], grid.ratio(k)
         grow = 1 + min(self.s_churn / grid.steps, math.sqrt(2) - 1)
         if grow > 1 and self.s_min <= ratio <= self.s_max and math.isfinite(ratio):
@@ -71,9 +71,7 @@ class Heun(Sampler):
             higher = grid.process.grid(times.tolist())
             if higher.ratio(0) > ratio:
                 time, alpha, sigma = higher.times[0], higher.alphas[0], higher.sigmas[0]
-        return Grid(
-            (time, grid.times[k + 1]), (alpha, grid.alphas[k + 1]), (sigma, grid.sigmas[k + 1]), grid.process
-        )
+        return Grid((time, grid.times[k + 1]), (alpha, grid.alphas[k + 1]), (sigma, grid.sigmas[k + 1]), grid.process)
 
 
 def slope(x: Tensor, x0: Tensor, step: Grid, end: int, velocity: bool) -> Tensor:
