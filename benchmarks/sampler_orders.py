@@ -2,10 +2,10 @@
 
     python benchmarks/sampler_orders.py [--picture docs/images/sampler_orders.svg]
 
-A mixture of normal distributions in two dimensions, in float64. Every deterministic sampler goes from sigma / alpha = 20 to 0.05 in
-8 to 256 equal steps of ln(sigma / alpha), for each process; the error is the largest distance, over a few samples, from where the
-probability flow leads. Prints one JSON line per process and sampler: calls, errors, and the slope over the last three doublings,
-which is minus the order. Draws the lines of the process `edm`; those of the others lie on them to within the width of a line.
+A mixture of normal distributions in two dimensions, in float64. Every deterministic sampler goes from sigma / alpha = 20 to 0.05
+in 8 to 256 equal steps of ln(sigma / alpha), for each process; the error, of x / alpha, is the largest over a few samples of the
+distance in a coordinate from where the probability flow leads. Prints one JSON line per process and sampler: calls, errors, and
+the slope over the last three doublings, which is minus the order. Draws the lines of the process `edm`; the others' are alike.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import math
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "codes"), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
-from oracles.mixture import TWO
 from torch import Tensor
 
 from dlas.diffusion import Denoised, create_process
 from dlas.diffusion.samplers import create_sampler
+from oracles.mixture import TWO
 
+ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = {
     "vp, linear": {"type": "vp", "steps": 20000},
     "vp, cosine": {"type": "vp", "schedule": "cosine", "steps": 20000},
@@ -61,7 +62,7 @@ def measure(process_options: dict[str, object], sampler_options: dict[str, objec
         q = torch.linspace(-1.5, 1.5, 5, dtype=torch.float64)
         x = torch.stack([q, 0.2 - 0.7 * q], 1) * math.hypot(0.6 * grid.alphas[0], grid.sigmas[0])
         exact = TWO.transport(x, (grid.alphas[0], grid.sigmas[0]), (grid.alphas[-1], grid.sigmas[-1]))
-        made = sampler.run(denoise, x, grid, lambda k: torch.zeros_like(x))
+        made = sampler.run(denoise, x, grid, torch.zeros)
         calls.append(count)
         errors.append((made - exact).abs().max().item() / grid.alphas[-1])
     return calls, errors

@@ -153,7 +153,8 @@ class ClassifierGuidance:
     """Guidance by the gradient of a classifier of noisy samples.
 
     The noise is moved by - sigma times the gradient, and `x0` by sigma^2 / alpha times it, after clipping; the ancestral
-    sampler moves its mean by variance times gradient instead. At pure noise, where nothing can be told of the class, nothing is done.
+    sampler moves its mean by variance times gradient instead. At pure noise, where nothing can be told of the class, nothing is
+    done.
 
     Args:
         denoiser: that is guided.
