@@ -2,12 +2,12 @@
 
     python benchmarks/guidance_cost.py [--batch 1] [--channels 64] [--size 16] [--rounds 60] [--threads 1] [--device cpu]
 
-A small U-Net of residual blocks (three resolutions, time and class embeddings), in evaluation mode, and one DDIM step at a time: the
-same step with one call of twice the batch, with two separate calls, and without guidance, in turn, the order changing each
-round.
-On the CPU it is processor time that counts, on other devices wall-clock time with the device waited for. Prints one JSON line:
-medians in milliseconds, and `ratio`, the median over rounds of batched to separate. One call does the arithmetic of two, so the
-ratio is near 1 where arithmetic is the limit, and falls towards 0.5 where starting operations and reading weights is.
+A small U-Net of residual blocks (three resolutions, time and class embeddings), in evaluation mode, and one DDIM step
+at a time: the same step with one call of twice the batch, with two separate calls, and without guidance, in turn, the
+order changing each round. On the CPU it is processor time that counts, on other devices wall-clock time with the device
+waited for. Prints one JSON line: medians in milliseconds, and `ratio`, the median over rounds of batched to separate.
+One call does the arithmetic of two, so the ratio is near 1 where arithmetic is the limit, and falls towards 0.5 where
+starting operations and reading weights is.
 """
 
 from __future__ import annotations

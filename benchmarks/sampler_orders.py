@@ -2,10 +2,11 @@
 
     python benchmarks/sampler_orders.py [--picture docs/images/sampler_orders.svg]
 
-A mixture of normal distributions in two dimensions, in float64. Every deterministic sampler goes from sigma / alpha = 20 to
-0.05 in 8 to 256 equal steps of ln(sigma / alpha), for each process; the error, of x / alpha, is the largest over a few samples of
-the distance in a coordinate from where the probability flow leads. Prints one JSON line per process and sampler: calls, errors, and
-the slope over the last three doublings, which is minus the order. Draws the lines of the process `edm`; the others' are alike.
+A mixture of normal distributions in two dimensions, in float64. Every deterministic sampler goes from sigma / alpha =
+20 to 0.05 in 8 to 256 equal steps of ln(sigma / alpha), for each process; the error, of x / alpha, is the largest over
+a few samples of the distance in a coordinate from where the probability flow leads. Prints one JSON line per process
+and sampler: calls, errors, and the slope over the last three doublings, which is minus the order. Draws the lines of
+the process `edm`; the others' are alike.
 """
 
 from __future__ import annotations
