@@ -16,7 +16,7 @@ from dlas.types import NonNegativeFloat
 
 @SAMPLERS.register("dpm_solver", "dpmpp_2m")
 class DPMSolver(Sampler):
-    """DPM-Solver++ 2M: second order for one call of the network a step; 15 to 25 steps do.
+    """DPM-Solver++ 2M: second order for one call of the network a step.
 
     Steps of infinite length in ln(alpha / sigma), from pure noise and to a clean sample, are of first order, and so are the
     first step and the one after pure noise, which have no usable step before them.
