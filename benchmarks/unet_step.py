@@ -4,9 +4,9 @@
 
 The rival is a network with the same weights whose attention is two products with a softmax in float32 between them, whose
 normalisation is followed by separate factors, in contiguous memory, trained by a loop over parameters for the norm of the
-gradients and for the average, as guided-diffusion's training loop does it. Ours and the rival take one step in turn, from the same
-weights, so that other load on the machine hits both alike. The first step's predictions are compared. Prints one JSON line: the
-median over rounds of the paired ratio (rival's time over ours) for the network alone (forward, backward) and for the whole step.
+gradients and for the average, as guided-diffusion's training loop does it. Ours and the rival take a step in turn, from the
+same weights, so that other load on the machine hits both alike. The first predictions are compared. Prints one JSON line: the
+median over rounds of the paired ratio (rival's time over ours), for the network alone (forward, backward) and the whole step.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class GuidedClassifier(DescendingHalf):
     """Classifier of noisy pictures; the defaults are the published one for 64 pixels.
 
     Args:
-        image_size: height and width of the pictures, which `pool: attention` needs to be so; it is checked that they can be halved
-            at each level.
+        image_size: height and width of the pictures, divisible as often as the network halves them; `pool: attention` takes
+            pictures of this size alone.
         in_channels: channels of a picture.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: number of classes, or of whatever numbers are wanted of a picture.
@@ -42,7 +42,7 @@ class GuidedClassifier(DescendingHalf):
         use_new_attention_order: channels of attention's projection are ordered as (q/k/v, head, channel), not as
             (head, q/k/v, channel). The attention of `pool` always has the former.
         pool: how a vector is made of a picture: the mean of the last features (`adaptive`), attention of that mean to them
-            (`attention`, needs `num_head_channels`), or a network of two layers that sees the means of all stages (`spatial`; with
+            (`attention`, needs `num_head_channels`), or two layers that see the means of all stages (`spatial`; with
             normalisation and SiLU in place of ReLU: `spatial_v2`).
         norm_groups: groups of normalisation: 32 (`guided`), or fewer for up to 64 channels (`dlas`).
         low_precision_norm: under autocast, normalise in the precision of the features in place of float32.
@@ -126,11 +126,10 @@ class GuidedClassifier(DescendingHalf):
         embedding = self.embed(timesteps)
         features = self.descend(x, embedding)
         features.append(self.run(self.middle_block, features[-1], embedding))
-        dtype = self.time_embed[0].weight.dtype
         with torch.autocast(x.device.type, enabled=False):
             if self.sees_all_stages:
-                return self.out(torch.cat([feature.to(dtype).mean((2, 3)) for feature in features], dim=1))
-            return self.out(features[-1].to(dtype))
+                return self.out(torch.cat([feature.to(embedding.dtype).mean((2, 3)) for feature in features], dim=1))
+            return self.out(features[-1].to(embedding.dtype))
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """The U-Nets of guided-diffusion and improved-diffusion, for pictures from noise and for super-resolution.
 
-Both projects' networks are one function: improved-diffusion's lacks the options `resblock_updown`, `use_new_attention_order` and
-`num_head_channels`. See `dlas.layers.unet`.
+Both projects' networks are one function: improved-diffusion's lacks the options `resblock_updown`, `num_head_channels` and
+`use_new_attention_order`. See `dlas.layers.unet`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class GuidedUNet(UNet):
     """U-Net that predicts noise (or data, or velocity) of noisy pictures; the defaults are a small one for 64 pixels.
 
     Args:
-        image_size: height and width of the pictures: it is checked that they can be halved at each level. Pictures of other sizes
-            are taken, too.
+        image_size: height and width of the pictures, divisible as often as the network halves them. Others are taken,
+            too, if they are so divisible.
         in_channels: channels of a picture.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: channels of the output: twice a picture's where the variance is learned.
@@ -123,8 +123,8 @@ class GuidedSuperRes(UNet):
     """U-Net that is shown a low-resolution picture, bilinearly enlarged, beside the noisy one.
 
     Args:
-        image_size: height and width of the large pictures: it is checked that they can be halved at each level. Pictures of other
-            sizes are taken, too.
+        image_size: height and width of the large pictures, divisible as often as the network halves them. Others are taken,
+            too, if they are so divisible.
         in_channels: channels of a picture; the first convolution has twice as many.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: channels of the output: twice a picture's where the variance is learned.

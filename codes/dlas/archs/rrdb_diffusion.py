@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlas.layers.recompute import recompute
-from dlas.layers.time_embedding import timestep_embedding
+from dlas.layers.time_embedding import TimeEmbedding
 from dlas.layers.unet import check_side, double, enlarge_to
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
@@ -61,10 +61,14 @@ class TimedDenseBlock(nn.Module):
         if timed:
             self.first_conv = LeakyConv(channels, channels)
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * channels, channels))
-        for number in range(5):
-            conv = nn.Conv2d(channels + number * growth, channels if number == 4 else growth, 3, padding=1)
-            initialise(conv, 0.0 if number == 4 else 0.1)
-            self.add_module(f"conv{number + 1}", conv)
+        self.conv1 = nn.Conv2d(channels, growth, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels + growth, growth, 3, padding=1)
+        self.conv3 = nn.Conv2d(channels + 2 * growth, growth, 3, padding=1)
+        self.conv4 = nn.Conv2d(channels + 3 * growth, growth, 3, padding=1)
+        self.conv5 = nn.Conv2d(channels + 4 * growth, channels, 3, padding=1)
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            initialise(conv, 0.1)
+        initialise(self.conv5, 0.0)
         self.normalize = nn.GroupNorm(GROUPS, channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ class RRDBDiffusion(nn.Module):
     """Super-resolving diffusion network with a body of RRDBs.
 
     Args:
-        in_channels: channels of all that is shown: the noisy picture, the low-resolution one, and one for each corruption factor.
+        in_channels: channels of all that is shown: the noisy picture, the low-resolution one, and one a correction factor.
         out_channels: channels of the output: twice a picture's where the variance is learned.
         mid_channels: width, a multiple of 8.
         num_blocks: RRDBs.
@@ -127,11 +131,11 @@ class RRDBDiffusion(nn.Module):
             raise ValueError(f"mid_channels must be a multiple of {GROUPS}, got {mid_channels}")
         self.checkpointing = False
         self.in_channels = in_channels
-        self.mid_channels = width = mid_channels
+        width = mid_channels
         self.input_block = LeakyConv(in_channels, width, side=7)
         self.down1 = LeakyConv(width, width, stride=2)
         self.down2 = LeakyConv(width, width, stride=2)
-        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.time_embed = TimeEmbedding(width)
         self.body = nn.ModuleList(TimedRRDB(width, growth_channels) for _ in range(num_blocks))
         self.conv_body = nn.Conv2d(width, width, 3, padding=1)
         self.conv_up1 = nn.Conv2d(width, width, 3, padding=1)
@@ -161,9 +165,7 @@ class RRDBDiffusion(nn.Module):
         features = [self.input_block(self._shown(x, low_res, correction_factors))]
         features.append(self.down1(features[0]))
         h = self.down2(features[1])
-        with torch.autocast(x.device.type, enabled=False):
-            waves = timestep_embedding(timesteps, self.mid_channels)
-            embedding = self.time_embed(waves.to(self.time_embed[0].weight.dtype))
+        embedding = self.time_embed(timesteps)
         for block in self.body:
             h = recompute(block, h, embedding, when=self.checkpointing and self.training)
         h = self.conv_body(h)

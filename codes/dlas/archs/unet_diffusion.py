@@ -69,8 +69,8 @@ class SuperResDiffusionUNet(UNet):
     """Super-resolving diffusion U-Net that is told how the low-resolution picture was corrupted.
 
     Args:
-        image_size: height and width of the large pictures: it is checked that they can be halved at each level. Pictures of other
-            sizes are taken, too.
+        image_size: height and width of the large pictures, divisible as often as the network halves them. Others are taken,
+            too, if they are so divisible.
         in_channels: channels of a picture; the first convolution has twice as many and one a corruption.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: channels of the output: twice a picture's where the variance is learned.
@@ -168,8 +168,8 @@ class SuperResDiffusionUNet(UNet):
             timesteps: (B,), whole or not.
             low_res: (B, in_channels, h, w), of any size, in the range of `x` without noise, [-1, 1].
             corruption_factor: (B, num_corruptions), how strongly `low_res` was corrupted; without it, 0.
-            y: classes (B,), integers, or with `use_raw_y_as_embedding` what is added to the time embedding; given if and only if
-                the network has a use for it.
+            y: classes (B,), integers, or with `use_raw_y_as_embedding` what is added to the time embedding; given if and only
+                if the network has a use for it.
 
         Returns:
             (B, out_channels, H, W), in the type of the weights under autocast, too.

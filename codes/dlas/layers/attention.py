@@ -53,10 +53,12 @@ class PixelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> the same shape."""
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  # no copy where channels are last in memory
-        q, k, v = split_heads(project(pixels, self.qkv), self.heads, self.heads_first)
+        # A convolution of kernel 1 over the picture is faster than one over its flattened pixels, or than a matrix product.
+        qkv = F.conv2d(self.norm(x), self.qkv.weight[..., None], self.qkv.bias)
+        q, k, v = split_heads(as_pixels(qkv), self.heads, self.heads_first)
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + project(seen, self.proj_out).transpose(1, 2).unflatten(2, x.shape[2:])
+        picture = seen.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + F.conv2d(picture, self.proj_out.weight[..., None], self.proj_out.bias)
 
 
 class AttentionPool(nn.Module):
@@ -84,7 +86,7 @@ class AttentionPool(nn.Module):
         Raises:
             ValueError: the picture has other than `side` x `side` pixels.
         """
-        pixels = x.flatten(2).transpose(1, 2)
+        pixels = as_pixels(x)
         pixels = torch.cat((pixels.mean(1, keepdim=True), pixels), dim=1)
         if pixels.shape[1] != self.positional_embedding.shape[1]:
             side = round((self.positional_embedding.shape[1] - 1) ** 0.5)
@@ -96,6 +98,11 @@ class AttentionPool(nn.Module):
         q, k, v = split_heads(qkv, self.heads, heads_first=False)
         seen = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # of the other queries nothing would be read
         return project(seen.transpose(1, 2).flatten(2), self.c_proj)[:, 0]
+
+
+def as_pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C), contiguous as fast kernels need it; a view where channels are last in memory."""
+    return x.flatten(2).transpose(1, 2).contiguous()
 
 
 def project(x: Tensor, layer: nn.Conv1d) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def timestep_embedding(times: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
@@ -27,4 +28,23 @@ def timestep_embedding(times: Tensor, channels: int, max_period: float = 10000.0
     exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=times.device) / half
     angles = times[:, None].float() * exponents.exp()
     waves = torch.cat((angles.cos(), angles.sin()), dim=1)
-    return torch.nn.functional.pad(waves, (0, channels % 2)) if channels % 2 else waves
+    return F.pad(waves, (0, 1)) if channels % 2 else waves
+
+
+class TimeEmbedding(nn.Sequential):
+    """`timestep_embedding` and two linear layers; the result has four times as many channels.
+
+    Args:
+        channels: of the waves.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+        self.channels = channels
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Times (B,) -> (B, 4 channels), in the type of the weights, not rounded by autocast."""
+        first = self[0]
+        assert isinstance(first, nn.Linear)
+        with torch.autocast(times.device.type, enabled=False):
+            return super().forward(timestep_embedding(times, self.channels).to(first.weight.dtype))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dlas.layers.attention import PixelAttention
 from dlas.layers.group_norm import GroupNorm, GroupRule
 from dlas.layers.recompute import recompute
-from dlas.layers.time_embedding import timestep_embedding
+from dlas.layers.time_embedding import TimeEmbedding
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,10 @@ class DescendingHalf(nn.Module):
         self.factor = 2 ** (len(options.widths) - 1)
         if options.null_class and options.num_classes is None:
             raise ValueError("null_class adds a class to num_classes, which is not given")
-        width = options.embedding_channels
-        self.time_embed = nn.Sequential(nn.Linear(options.model_channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_embed = TimeEmbedding(options.model_channels)
         self.null_label = options.num_classes if options.null_class else None
         if options.num_classes is not None:
-            self.label_emb = nn.Embedding(options.num_classes + options.null_class, width)
+            self.label_emb = nn.Embedding(options.num_classes + options.null_class, options.embedding_channels)
 
         channels = options.widths[0]
         self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(options.in_channels, channels, 3, padding=1)])])
@@ -219,12 +218,10 @@ class DescendingHalf(nn.Module):
             ValueError: there are classes and `y` is not given, or the other way round.
         """
         if (y is None) != (self.options.num_classes is None):
-            known = "is of classes (num_classes) and needs them in y" if y is None else "knows no classes (num_classes), but got y"
-            raise ValueError(f"the network {known}")
-        with torch.autocast(timesteps.device.type, enabled=False):
-            waves = timestep_embedding(timesteps, self.options.model_channels)
-            embedding = self.time_embed(waves.to(self.time_embed[0].weight.dtype))
-            return embedding if y is None else embedding + self.label_emb(y)
+            fault = "has classes (num_classes) and needs them in y" if y is None else "has no classes (num_classes), but got y"
+            raise ValueError(f"the network {fault}")
+        embedding: Tensor = self.time_embed(timesteps)
+        return embedding if y is None else embedding + self.label_emb(y)
 
     def descend(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """What each stage on the way down gives.
@@ -284,7 +281,7 @@ class UNet(DescendingHalf):
             h = self.run(stage, h, embedding, features.pop())
         # The torso may be in half precision, but not the result: as published.
         with torch.autocast(h.device.type, enabled=False):
-            return self.out(h.to(self.out[-1].weight.dtype))
+            return self.out(h.to(embedding.dtype))
 
 
 def enlarge_to(low_res: Tensor, x: Tensor) -> Tensor:
