@@ -1,6 +1,8 @@
 """The classifier of noisy pictures of guided-diffusion: the descending half of its U-Net, and a head.
 
-Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233), section 4 and appendix H.
+Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021 (arXiv:2105.05233), section 4 and appendix H;
+the pooling by attention: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021
+(arXiv:2103.00020), section 2.4.
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 Both projects' networks are one function: improved-diffusion's lacks the options `resblock_updown`, `num_head_channels` and
 `use_new_attention_order`. See `dlas.layers.unet`.
+
+Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020 (arXiv:2006.11239), appendix B; Nichol and Dhariwal,
+"Improved Denoising Diffusion Probabilistic Models", ICML 2021 (arXiv:2102.09672), appendix A; Dhariwal and Nichol, "Diffusion
+Models Beat GANs on Image Synthesis", NeurIPS 2021 (arXiv:2105.05233), section 3 and appendix B. That a low-resolution picture
+is shown beside the noisy one: Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021 (arXiv:2104.07636).
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """RRDB as a diffusion network: DL-Art-School's.
 
 It works at a quarter of the picture's height and width, and is told of times in the first dense block of each RRDB.
+
+The blocks: Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCV workshops 2018
+(arXiv:1809.00219), in DL-Art-School's normalised form.
 """
 
 from __future__ import annotations

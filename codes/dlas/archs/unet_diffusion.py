@@ -2,6 +2,9 @@
 
 They are guided-diffusion's with other groups of normalisation, shown beside the noisy and the low-resolution picture how the
 latter was corrupted: one plane of a constant a kind of corruption. The guided one also sees another picture of the same scene.
+
+Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021 (arXiv:2105.05233), and Saharia et al.,
+"Image Super-Resolution via Iterative Refinement", 2021 (arXiv:2104.07636), as DL-Art-School has them.
 """
 
 from __future__ import annotations
