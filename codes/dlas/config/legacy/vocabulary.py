@@ -351,10 +351,10 @@ EVAL = [
     _supported("eval.injectors"),
     Key(
         "eval.evaluators",
-        "planned",
-        "'eval.metrics' measures pictures; `sr_diffusion_fid` is left out with a notice of what to write",
+        "translated",
+        "left out, with a notice of what measures the same, where there is such a thing (`sr_diffusion_fid`); others are planned",
         actions.evaluators,
-        {"x": {"type": "sr_fid"}},
+        {"x": {"type": "sr_diffusion_fid"}},
     ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
     _dropped("eval.compute_psnr", f"{_UNREAD}; 'eval.metrics' names the metrics"),
