@@ -88,6 +88,7 @@ class Lesson:
         drawn: Drawn,
         context: Context,
         places: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+        observe: bool = True,
     ) -> Answer:
         """Shows a network noisy samples, and takes its losses.
 
@@ -99,6 +100,7 @@ class Lesson:
             context: of the step.
             places: makes times (B, ...), one for each place, of the samples' times (B,), and factors (B, C or 1, ...) by which
                 places count.
+            observe: whether the distribution of times is told of the losses; in evaluation it never is.
         """
         times, keep = (drawn.times, None) if places is None else places(drawn.times)
         noise = draw_noise(
@@ -114,7 +116,7 @@ class Lesson:
         )
         output, values, others = denoiser.predict(question.x, times)
         terms = self.objective.terms(question, output, values, keep)
-        if context.training:
+        if context.training and observe:
             self.observations.add(context.step, context.positions, drawn.times, terms.loss)
         return Answer(terms, drawn, others)
 

@@ -137,7 +137,8 @@ class GaussianDiffusionInjector(Injector):
             own = network.module if isinstance(network, DistributedDataParallel) else network
             x0 = getattr(own, self.preprocess)(x0, drawn.times, self.lesson.objective.process)
         places = None if self.slopes is None and self.channels is None else partial(self._places, x0=x0, context=context)
-        answer = self.lesson.ask(network, x0, read_conditions(self.conditions, state), drawn, context, places)
+        conditions = read_conditions(self.conditions, state)
+        answer = self.lesson.ask(network, x0, conditions, drawn, context, places, observe=not even)
         self.lesson.log_quantiles(context, answer, "")
         terms = answer.terms
         separate = terms.bound is not None and self.lesson.objective.loss in ("mse", "rescaled_mse")
