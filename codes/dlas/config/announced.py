@@ -23,9 +23,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "stylegan2_discriminator": "StyleGAN2",
         "stylegan2_rosinality_gen": "StyleGAN2",
         "discriminator_vgg_448": "VGG-style discriminator for 448 pixels",
-        "unet_diffusion": "super-resolving diffusion U-Net",
-        "unet_diffusion_latent_guide": "diffusion U-Net guided by an image",
-        "rrdb_diffusion": "RRDB with a time embedding",
         "byol": "self-supervised learning",
         "structural_byol": "self-supervised learning",
         "pixel_local_byol": "self-supervised learning of features per pixel",
@@ -47,8 +44,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "diffusion_tts_flat": "diffusion decoder of TorToiSe",
     },
     "injector": {
-        "gaussian_diffusion": "training loss of a diffusion model",
-        "gaussian_diffusion_inference": "sampling from a diffusion model",
         "mel_spectrogram": "speech",
         "torch_mel_spectrogram": "speech",
         "normalize_mel": "speech",
@@ -72,7 +67,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "torch_dataset": "data sets of torchvision",
     },
     "evaluator": {
-        "sr_diffusion_fid": "Fréchet distance of diffusion super-resolution",
         "flow_gaussian_nll": "likelihood of SRFlow's latents",
         "flownet_gaussian": "likelihood of SRFlow's latents, under its older name",
         "mel": "loss of Tacotron 2 on a validation set",
