@@ -72,7 +72,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "torch_dataset": "data sets of torchvision",
     },
     "evaluator": {
-        "sr_diffusion_fid": "Fréchet distance of diffusion super-resolution",
         "flow_gaussian_nll": "likelihood of SRFlow's latents",
         "flownet_gaussian": "likelihood of SRFlow's latents, under its older name",
         "mel": "loss of Tacotron 2 on a validation set",

@@ -331,7 +331,13 @@ TRAIN = [
 EVAL = [
     _supported("eval.output_state", "also evaluated while training"),
     _supported("eval.injectors"),
-    Key("eval.evaluators", "planned", "'eval.metrics' measures pictures", actions.evaluators, {"x": {"type": "sr_fid"}}),
+    Key(
+        "eval.evaluators",
+        "planned",
+        "'eval.metrics' measures pictures; `sr_diffusion_fid` becomes a data set with the metric `fid`",
+        actions.evaluators,
+        {"x": {"type": "sr_fid"}},
+    ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
     _dropped("eval.compute_psnr", f"{_UNREAD}; 'eval.metrics' names the metrics"),
     _dropped("eval.compute_fea", f"{_UNREAD}; 'eval.metrics' names the metrics"),
@@ -362,12 +368,12 @@ LOGGER = [
 
 PARTS: dict[str, list[Key]] = {
     "Top level": TOP,
+    "Evaluation": EVAL,
     "Data sets": DATASETS,
     "Networks": NETWORKS,
     "Paths": PATH,
     "Steps": STEPS,
     "The loop": TRAIN,
-    "Evaluation": EVAL,
     "Logs": LOGGER,
 }
 """The keys, by section of the file. Keys are treated in this order."""
