@@ -144,6 +144,13 @@ def test_importing_the_package_imports_no_network() -> None:
         ("PatchGANDiscriminatorSN", False, {}),
         ("stylegan2_rosinality_disc", False, {}),
         ("noise_level_variance", False, {}),
+        ("guided_unet", False, {}),
+        ("guided_unet", True, {"dropout": 0.1, "low_precision_norm": True}),
+        ("guided_superres", False, {}),
+        ("guided_classifier", False, {}),
+        ("unet_diffusion", True, {}),
+        ("unet_diffusion_latent_guide", False, {}),
+        ("rrdb_diffusion", True, {}),
     ],
 )
 def test_compiles_without_a_break(name: str, checkpointing: bool, options: dict[str, Any]) -> None:

@@ -29,13 +29,16 @@ ALL = sorted(RECIPES.rglob("*.yml"))
 NEEDS = {
     "train_div2k_byol": "byol",
     "train_byol_segformer": "pixel_local_byol",
-    "test_diffusion_unet": "unet_diffusion",
-    "train_ddpm_unet": "unet_diffusion",
     "train_ffhq_glean": "glean",
     "train_div2k_srflow": "srflow",
     "train_tacotron2_lj": "nv_tacotron2",
     "test_tacotron2_lj": "nv_tacotron2",
     "train_imgnet_vqvae_stage1": "vqvae",
+}
+# Their networks are there, and what is done with them is not.
+AWAIT = {
+    "train_ddpm_unet": ["no injector is called 'gaussian_diffusion' yet", "no evaluator is called 'sr_diffusion_fid' yet"],
+    "test_diffusion_unet": ["no injector is called 'gaussian_diffusion_inference' yet"],
 }
 SMALL = ["networks.generator.nf=8", "networks.generator.nb=1", "networks.generator.gc=4"]
 
@@ -89,12 +92,15 @@ def vgg(tmp_path) -> str:
 
 def test_all_recipes_are_here():
     assert len(ALL) == 13
-    assert set(NEEDS) <= {path.stem for path in ALL}
+    assert {*NEEDS, *AWAIT} <= {path.stem for path in ALL}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_recipe_is_right_or_names_one_network_that_is_not_built(path):
     errors = [problem for problem in check(path) if problem.severity == "error"]
+    if path.stem in AWAIT:
+        assert [error.message.partition(" (")[0] for error in errors] == AWAIT[path.stem]
+        return
     missing = NEEDS.get(path.stem)
     if missing is None:
         assert errors == []
@@ -106,7 +112,7 @@ def test_a_recipe_is_right_or_names_one_network_that_is_not_built(path):
     assert errors[0].mark.line == named.mark.line
 
 
-@pytest.mark.parametrize("name", ["train_ddpm_unet", "train_tacotron2_lj", "train_div2k_byol"])
+@pytest.mark.parametrize("name", ["train_tacotron2_lj", "train_div2k_byol"])
 def test_what_comes_with_a_missing_network_is_said_not_to_be_checked(name):
     warnings = [str(problem) for problem in check(recipe(name)) if problem.severity == "warning"]
     warnings = [each for each in warnings if "there is no data set to validate on" not in each]

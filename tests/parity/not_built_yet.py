@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 NOT_BUILT_YET = {
-    "sr/golden_timestep_embedding*": "gaussian diffusion",
-    "sr/golden_guided_*": "guided-diffusion networks",
-    "sr/manifest_guided_*": "guided-diffusion networks",
-    "sr/golden_improved_*": "improved-diffusion networks",
-    "sr/manifest_improved_*": "improved-diffusion networks",
-    "sr/golden_dlas_superres*": "super-resolving diffusion U-Net",
-    "sr/manifest_dlas_unet_diffusion*": "super-resolving diffusion U-Net",
     "sr/golden_srflow_*": "SRFlow",
     "sr/manifest_SRFlow_*": "SRFlow",
     "sr/manifest_stylegan2_rosinality_g*": "generator of StyleGAN2",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -13,20 +13,22 @@ _STEM = ("conv1", "bn1", "relu", "maxpool")
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with batch norm beside a shortcut; the stride is at the 3x3 one."""
+    """1x1, 3x3, 1x1 convolutions, each normalised (`norm` of its channels), beside a shortcut; the stride is at the 3x3 one."""
 
-    def __init__(self, channels: int, width: int, out: int, stride: int) -> None:
+    def __init__(
+        self, channels: int, width: int, out: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out)
+        self.bn3 = norm(out)
         self.relu = nn.ReLU()
         self.downsample: nn.Module | None = None
         if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
