@@ -25,8 +25,8 @@ LOG_VARIANCE_LIMITS = (-30.0, 20.0)
 class AutoencoderKL(nn.Module):
     """Pictures in [-1, 1] to smaller latents with a mean and a variance, and back; the defaults are KL-f8, Stable Diffusion's.
 
-    Train it with `pix` and `feature` or `lpips` of the first output, `gaussian_kl` of the others with a weight of about 1e-6, and
-    perhaps a discriminator: `{type: generator, generator: vae, in: hq, out: [gen, mean, log_variance]}`. For a diffusion of
+    Train it with `pix` and `feature` or `lpips` of the first output, `gaussian_kl` of the others with a weight of about 1e-6,
+    and perhaps a discriminator: `{type: generator, generator: vae, in: hq, out: [gen, mean, log_variance]}`. For a diffusion of
     latents, `{type: generator, generator: vae, method: latents, in: hq, out: latents, grad: false}` gives its data, and
     `method: pictures` makes pictures of its samples.
 
@@ -36,7 +36,8 @@ class AutoencoderKL(nn.Module):
         channels: width: channels of the first level for a `channel_mult` of 1.
         channel_mult: channels of each level, in `channels`; between levels the picture is halved.
         num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
-        attention_resolutions: by which factors pictures are smaller at the levels that have attention; the middle has it always.
+        attention_resolutions: by which factors pictures are smaller at the levels that have attention; the middle
+            always has it.
         z_channels: channels of what encoder and decoder work with.
         embed_dim: channels of latents.
         scale_factor: over the latents' standard deviation, so that a diffusion's data have unit size.
@@ -140,7 +141,8 @@ class AutoencoderKL(nn.Module):
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
         """Options of a small network, and arguments for its `forward`."""
         options = {"channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "z_channels": 3, "embed_dim": 2}
-        return options | {"attention_resolutions": [2], "norm_groups": "dlas"}, (torch.randn(2, 3, 8, 12),)
+        more = {"attention_resolutions": [2], "norm_groups": "dlas"}
+        return options | more, (torch.randn(2, 3, 8, 12), torch.randn(2, 2, 4, 6))
 
 
 def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The autoencoder of latent diffusion whose latents are codes of a codebook.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022 (arXiv:2112.10752), section 3.1 and
-appendix G; Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021 (arXiv:2012.09841). Layers have the
-names of the published checkpoints.
+appendix G; Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021 (arXiv:2012.09841). Layers have
+the names of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class AutoencoderVQ(nn.Module):
         channels: width: channels of the first level for a `channel_mult` of 1.
         channel_mult: channels of each level, in `channels`; between levels the picture is halved.
         num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
-        attention_resolutions: by which factors pictures are smaller at the levels that have attention; the middle has it always.
+        attention_resolutions: by which factors pictures are smaller at the levels that have attention; the middle
+            always has it.
         z_channels: channels of what encoder and decoder work with.
         embed_dim: channels of codes.
         n_embed: codes.
         commitment: weight, within the second output, of how far latents are from their codes.
-        codebook_decay: of averages that codes follow, 0.99 for instance; without it they are learned by gradients, as published.
+        codebook_decay: of averages that codes follow, 0.99 for instance; without it they are learned by gradients, as in the
+            published networks.
         scale_factor: over the latents' standard deviation, so that a diffusion's data have unit size.
         dropout: probability with which features are dropped within residual blocks.
         norm_groups: groups of normalisation: 32 (`guided`), or fewer for up to 64 channels (`dlas`).

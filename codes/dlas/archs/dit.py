@@ -1,7 +1,7 @@
 """The diffusion transformer.
 
-Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023 (arXiv:2212.09748), with adaLN-Zero blocks (section 3.2
-and figure 3). Layers have the names of the published checkpoints.
+Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023 (arXiv:2212.09748), with adaLN-Zero blocks (section
+3.2 and figure 3). Layers have the names of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -134,11 +134,12 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, channels), nn.SiLU(), nn.Linear(channels, channels))
+        first, last = nn.Linear(TIME_CHANNELS, channels), nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, times: Tensor) -> Tensor:
         """(B,) -> (B, channels)."""
-        return self.mlp(timestep_embedding(times, TIME_CHANNELS).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_embedding(times, TIME_CHANNELS).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -259,10 +260,10 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.channels, -1))
         assert self.x_embedder.proj.bias is not None
         nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        if self.num_classes is not None:
-            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        embedders = [self.t_embedder] if self.num_classes is None else [self.t_embedder, self.y_embedder]
+        for name, weight in nn.ModuleList(embedders).named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(weight, std=0.02)
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)

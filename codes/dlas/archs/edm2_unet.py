@@ -1,7 +1,7 @@
 """The magnitude-preserving U-Net of EDM2.
 
-Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024 (arXiv:2312.02696), configuration G:
-section 2, appendix A.1 and figure 21. Layers have the names of the published checkpoints.
+Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024 (arXiv:2312.02696), configuration
+G: section 2, appendix A.1 and figure 21. Layers have the names of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -63,11 +63,14 @@ class MPBlock(nn.Module):
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.options, self.side, self.resample = options, side, resample
+        self.side, self.resample = side, resample
+        self.res_balance, self.attn_balance = options.res_balance, options.attn_balance
+        self.low_precision_norm = options.low_precision_norm
         self.out_channels = out_channels
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out_channels if side == "enc" else channels, out_channels, 3)
         self.emb_linear = MPConv(options.embedding_channels, out_channels, None)
+        self.dropout = nn.Dropout(options.dropout)
         self.conv_res1 = MPConv(out_channels, out_channels, 3)
         self.conv_skip = MPConv(channels, out_channels, 1) if channels != out_channels else nn.Identity()
         self.heads = 0
@@ -83,22 +86,22 @@ class MPBlock(nn.Module):
         if self.resample:
             x = F.avg_pool2d(x, 2) if self.resample == "down" else double(x)
         if self.side == "enc":
-            x = normalize(self.conv_skip(x), 1, self.options.low_precision_norm)
+            x = normalize(self.conv_skip(x), 1, self.low_precision_norm)
         h = self.conv_res0(mp_silu(x))
         told = self.emb_linear(embedding, gain=self.emb_gain) + 1
         h = mp_silu(h * told.to(h.dtype)[..., None, None])
-        h = self.conv_res1(F.dropout(h, self.options.dropout, self.training))
+        h = self.conv_res1(self.dropout(h))
         if self.side == "dec":
             x = self.conv_skip(x)
-        x = mp_sum(x, h, self.options.res_balance)
+        x = mp_sum(x, h, self.res_balance)
         if self.heads:
-            x = mp_sum(x, self._attend(x), self.options.attn_balance)
+            x = mp_sum(x, self._attend(x), self.attn_balance)
         return x.clamp(-LIMIT, LIMIT)
 
     def _attend(self, x: Tensor) -> Tensor:
         # Channels are ordered as (head, channel, q/k/v). Queries, keys and values all have unit magnitude.
         qkv = as_pixels(self.attn_qkv(x)).unflatten(-1, (self.heads, -1, 3))
-        q, k, v = normalize(qkv, 3, self.options.low_precision_norm).permute(4, 0, 2, 1, 3).unbind(0)
+        q, k, v = normalize(qkv, 3, self.low_precision_norm).permute(4, 0, 2, 1, 3).unbind(0)
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.attn_proj(seen.transpose(1, 2).unflatten(2, x.shape[2:]))
 
@@ -107,8 +110,8 @@ class MPBlock(nn.Module):
 class EDM2UNet(nn.Module):
     """U-Net without biases and groups, of normalised weights and features; for `process: {type: edm}` and `prediction: edm`.
 
-    In training the weights are brought back to unit magnitude before each step, in place. A network with `model_channels` 128 is
-    EDM2-XS, 192 S, 256 M, 320 L, 384 XL, 448 XXL.
+    In training the weights are brought back to unit magnitude before each step, in place. A network with `model_channels` 128
+    is EDM2-XS, 192 S, 256 M, 320 L, 384 XL, 448 XXL.
 
     Args:
         image_size: height and width of the pictures, divisible as often as the network halves them; names of layers are made of

@@ -1,14 +1,15 @@
 """Encoder and decoder of latent diffusion's autoencoders.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022 (arXiv:2112.10752), section 3.1 and
-appendix G, after Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (arXiv:2012.09841), table 7. Layers
-have the names of the published checkpoints.
+appendix G, after Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (arXiv:2012.09841), table 7.
+Layers have the names of the published checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels, *[width] * blocks]
-        self.block = nn.ModuleList(ResBlock(options, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.block = nn.ModuleList(ResBlock(options, a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(options, width) for _ in range(blocks if attention else 0))
         self.resample = resample
         if resample == "down":

@@ -44,9 +44,7 @@ class GroupNorm(nn.GroupNorm):
         eps: added to the variance.
     """
 
-    def __init__(
-        self, channels: int, rule: GroupRule = "guided", low_precision: bool = False, eps: float = 1e-5
-    ) -> None:
+    def __init__(self, channels: int, rule: GroupRule = "guided", low_precision: bool = False, eps: float = 1e-5) -> None:
         super().__init__(groups_for(channels, rule), channels, eps)
         self.low_precision = low_precision
 

@@ -1,8 +1,8 @@
 """Layers that keep the magnitude of what they are given: in comes unit variance, out goes about unit variance.
 
-Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024 (arXiv:2312.02696), section 2.3 and
-appendix B. Weights have one norm for good, so features can neither grow nor shrink as training goes on, and a learning rate means
-the same relative change in every layer.
+Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024 (arXiv:2312.02696), section 2.3
+and appendix B. Weights have one norm for good, so features can neither grow nor shrink as training goes on, and a learning rate
+means the same relative change in every layer.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Normalisation, a projection, transformer blocks over all pixels, and a projection that starts at zero, in a residual branch.
+    """A residual branch: normalisation, a projection, transformer blocks over all pixels, a projection that starts at zero.
 
     Args:
         norm: normalises (B, channels, H, W).

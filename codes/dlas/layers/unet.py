@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -248,22 +249,25 @@ class DescendingHalf(nn.Module):
         embedding: Tensor = self.time_embed(timesteps)
         return embedding if y is None else embedding + self.label_emb(y)
 
-    def descend(self, x: Tensor, embedding: Tensor, *context: Tensor | None) -> list[Tensor]:
+    def descend(self, x: Tensor, embedding: Tensor, *context: Tensor | None, first: Tensor | None = None) -> list[Tensor]:
         """What each stage on the way down gives.
 
         Args:
             x: (B, in_channels, H, W), H and W multiples of `factor`.
             embedding: (B, E).
             context: of transformers, and its mask, see `Stage.forward`.
+            first: what is added to the first features, (B, C, H, W).
 
         Raises:
             ValueError: H or W is no such multiple.
         """
         check_side("a picture's height", x.shape[-2], self.factor)
         check_side("a picture's width", x.shape[-1], self.factor)
-        features = []
+        features: list[Tensor] = []
         for stage in self.input_blocks:
             x = self.run(stage, x, embedding, None, *context)
+            if first is not None and not features:
+                x = x + first.to(x.dtype)
             features.append(x)
         return features
 
@@ -296,9 +300,9 @@ class UNet(DescendingHalf):
         last = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
         self.out = nn.Sequential(options.norm(channels), nn.SiLU(), last)
 
-    def predict(self, x: Tensor, embedding: Tensor, *context: Tensor | None) -> Tensor:
-        """(B, in_channels, H, W), (B, E), context as in `descend` -> (B, out_channels, H, W), in the type of the weights."""
-        features = self.descend(x, embedding, *context)
+    def predict(self, x: Tensor, embedding: Tensor, *context: Tensor | None, first: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W), and more as in `descend` -> (B, out_channels, H, W), in the type of the weights."""
+        features = self.descend(x, embedding, *context, first=first)
         h = self.run(self.middle_block, features[-1], embedding, None, *context)
         return self.ascend(h, features, embedding, *context)
 
@@ -311,9 +315,10 @@ class UNet(DescendingHalf):
             return self.out(h.to(embedding.dtype))
 
 
-def enlarge_to(low_res: Tensor, x: Tensor) -> Tensor:
-    """`low_res` (B, C, h, w) at the height and width of `x`, bilinearly, in the type of `x`."""
-    return F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear", align_corners=False)
+def enlarge_to(low_res: Tensor, x: Tensor, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+    """`low_res` (B, C, h, w) at the height and width of `x`, in the type of `x`."""
+    # antialias gives the bicubic kernel with which low-resolution pictures are made (a = -0.5) and changes nothing else here.
+    return F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode=mode, align_corners=False, antialias=mode == "bicubic")
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:

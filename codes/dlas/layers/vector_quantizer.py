@@ -79,7 +79,9 @@ class VectorQuantizer(nn.Module):
             indices = nearest(flat, codebook.detach())
             found = F.embedding(indices, codebook).view_as(vectors)
             loss = self.commitment * F.mse_loss(vectors, found.detach())
-            used = torch.zeros(len(codebook), device=z.device).index_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
+            used = torch.zeros(len(codebook), device=z.device).index_add_(
+                0, indices, torch.ones_like(indices, dtype=torch.float32)
+            )
             if self.decay is None:
                 loss = loss + F.mse_loss(found, vectors.detach())
             elif self.training and torch.is_grad_enabled():

@@ -20,7 +20,8 @@ class GaussianKLLoss(Loss):
         mean: key of the means, (B, ...).
         log_variance: key of the logarithms of the variances, of the same shape.
 
-    Source: Kingma and Welling 2014 (arXiv:1312.6114), appendix B; Rombach et al. 2022 (arXiv:2112.10752) give it the weight 1e-6.
+    Source: Kingma and Welling 2014 (arXiv:1312.6114), appendix B; Rombach et al. 2022 (arXiv:2112.10752) give it the
+    weight 1e-6.
     """
 
     def __init__(self, *, mean: StateIn, log_variance: StateIn) -> None:
