@@ -151,6 +151,18 @@ def test_importing_the_package_imports_no_network() -> None:
         ("unet_diffusion", True, {}),
         ("unet_diffusion_latent_guide", False, {}),
         ("rrdb_diffusion", True, {}),
+        ("guided_superres", True, {"conditioning": "rrdb", "rrdb_channels": 8, "rrdb_blocks": 1, "rrdb_growth": 4}),
+        ("guided_superres", False, {"conditioning": "bicubic"}),
+        ("edm2_unet", False, {}),
+        ("edm2_unet", True, {"dropout": 0.1, "low_precision_norm": True}),
+        ("dit", False, {}),
+        ("dit", True, {"mlp": "swiglu", "norm": "rms", "qk_norm": True, "dropout": 0.1, "low_precision_norm": True}),
+        ("cross_attention_unet", False, {}),
+        ("cross_attention_unet", True, {"dropout": 0.1, "low_precision_norm": True}),
+        ("autoencoder_kl", False, {}),
+        ("autoencoder_kl", True, {"low_precision_norm": True}),
+        ("autoencoder_vq", False, {}),
+        ("autoencoder_vq", True, {"codebook_decay": 0.9}),
     ],
 )
 def test_compiles_without_a_break(name: str, checkpointing: bool, options: dict[str, Any]) -> None:
