@@ -143,6 +143,7 @@ def test_importing_the_package_imports_no_network() -> None:
         ("UNetDiscriminatorSN", False, {}),
         ("PatchGANDiscriminatorSN", False, {}),
         ("stylegan2_rosinality_disc", False, {}),
+        ("noise_level_variance", False, {}),
         ("guided_unet", False, {}),
         ("guided_unet", True, {"dropout": 0.1, "low_precision_norm": True}),
         ("guided_superres", False, {}),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dlas.cli.main import main
 from dlas.data.base import BadSample, Dataset, create_dataset
+from dlas.data.images import png_rows
 from dlas.data.images.files import list_images, read_image
 from dlas.data.images.pairs import shrink, unique_names
 from dlas.data.loader import build_loader, evaluation_items
@@ -181,9 +182,10 @@ def test_a_video_takes_the_policy(tmp_path):
 def test_too_little_memory_for_a_file_is_said(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", part(0))
 
-    def refuse(self):
+    def refuse(*_):
         raise MemoryError
 
+    monkeypatch.setattr(png_rows, "_unpredict", refuse)
     monkeypatch.setattr(Image.Image, "load", refuse)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", refuse)
     with pytest.raises(BadSample, match=r"does not fit into memory \(160 x 160 pixels\); cut it into parts"):

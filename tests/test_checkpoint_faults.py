@@ -23,6 +23,7 @@ from disks import Crash, Disk, crashes_at, fails_at
 from dlas.config.schema import CheckpointsConfig, KeepBestConfig
 from dlas.engine import checkpoint
 from dlas.engine.checkpoint_writer import CheckpointWriter
+from dlas.engine.figures import Figures
 from dlas.engine.host_copy import HostCopy, Snapshot
 from dlas.engine.tensor_file import TensorFile
 from dlas.engine.trainer import Trainer
@@ -522,7 +523,7 @@ def test_what_the_file_starts_from_is_never_removed(tmp_path):
 def test_the_best_checkpoint_is_written_kept_and_named(tmp_path, monkeypatch, mode, best):
     figures = {2: 20.0, 4: 30.0, 6: 10.0, 8: 25.0}
     monkeypatch.setattr(
-        "dlas.engine.evaluate.Evaluator.run", lambda self, data, step, *rest: {"psnr": figures[step], "ssim_y": 0.5}
+        "dlas.engine.evaluate.Evaluator.run", lambda self, data, step, *rest: Figures({"psnr": figures[step], "ssim_y": 0.5})
     )
     chosen = "" if mode is None else f", mode: {mode}"
     run = trainer(tmp_path, toys.PSNR, f"checkpoints={{keep_last: 1, keep_best: {{metric: psnr{chosen}}}}}", "train.val_freq=2",
@@ -551,7 +552,7 @@ def test_a_best_section_names_a_set(tmp_path):
     section = KeepBestConfig(metric="psnr", set="b")
     sets = {"train": SimpleNamespace(name=None), "a": SimpleNamespace(name=None), "x": SimpleNamespace(name="b")}
     config = SimpleNamespace(
-        checkpoints=SimpleNamespace(keep_best=section), eval=SimpleNamespace(metrics=["psnr"]), datasets=sets
+        checkpoints=SimpleNamespace(keep_best=section), eval=SimpleNamespace(figures=["psnr"]), datasets=sets
     )
     best = BestFigures(config)
     figures: dict = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import cv2
@@ -90,6 +91,16 @@ def test_a_fidelity_file(tmp_path):
     lost = [each.path for each in convert(FILES / "basicsr_psnr.yml").uncarried]
     assert lost == []
     assert config.datasets["val_2"].options["meta_info"] == "data/large/list.txt"
+
+
+def test_lists_of_pairs_are_carried(tmp_path):
+    text = (FILES / "basicsr_psnr.yml").read_text()
+    path = tmp_path / "pairs.yml"
+    first = re.search(r"( +)type: PairedImageDataset\n", text)
+    path.write_text(text.replace(first[0], f"{first[1]}type: RealESRGANPairedDataset\n{first[1]}meta_info: pairs.txt\n", 1))
+    result = convert(path)
+    assert [each.path for each in result.uncarried] == []
+    assert "meta_info: pairs.txt" in result.text
 
 
 def test_an_adversarial_file(tmp_path):

@@ -27,10 +27,10 @@ from dlas.data.audit import Audit, audit, render, write_report
 from dlas.data.audit.alignment import RESOLUTION, estimate_shift
 from dlas.data.audit.findings import KINDS
 from dlas.data.audit.likeness import find_like, likeness, luma, near_duplicates
-from dlas.data.audit.pool import map_in_processes
 from dlas.data.images.files import read_image
 from dlas.data.images.pairs import shrink
 from dlas.data.images.photographs import TRAIN, VALIDATION, locate
+from dlas.data.pool import map_in_processes
 from dlas.engine.inventories import inventories
 from dlas.errors import ConfigurationError
 from dlas.registry import DATASETS

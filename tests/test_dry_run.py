@@ -358,7 +358,7 @@ def held_in_training(run: Trainer, number: int) -> int:
     run.progress.step = number
     run.iterate(dict(batches[0]))
     tensors = [*(p for n in run.networks.values() for p in (*n.parameters(), *n.buffers()))]
-    tensors += [a for ema in run.emas.values() for a in ema._averages]
+    tensors += [a for ema in run.averages.all() for a in ema._averages]
     tensors += [v for s in run.steps for entries in s.optimizer.state.values() for v in entries.values()]
     tensors += [value for value in batches[1].values() if isinstance(value, torch.Tensor)]
     held = most = sum(tensor.untyped_storage().nbytes() for tensor in tensors)

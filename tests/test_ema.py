@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import toys
 from dlas.engine.ema import ModelEma
+from dlas.engine.ema_profiles import warmed_up
 from dlas.errors import CheckpointError, ConfigurationError
 from runs import batches, trainer
 
@@ -88,7 +89,7 @@ def test_a_changing_stream_is_the_weighted_sum() -> None:
 def test_warmup_raises_the_rate_with_the_step() -> None:
     network = nn.Linear(1, 1, bias=False)
     fill(network, 0.0)
-    ema = ModelEma(network, rate=0.5, warmup=True)
+    ema = ModelEma(network, rate=warmed_up(0.5))
     fill(network, 1.0)
     left = 1.0
     for step in range(1, 13):
@@ -282,7 +283,7 @@ def test_the_output_of_the_average_is_a_reference_in_training(tmp_path):
     run = trainer(tmp_path, toys.PSNR, injector, loss, "networks.generator.dropout=0.5")
     first, second = batches(run, 2)
     run.iterate(first)
-    network, before = run.networks["generator"], run.emas["generator"].state_dict()
+    network, before = run.networks["generator"], run.averages.main["generator"].state_dict()
     (part,) = run.iterate(second)
     with torch.no_grad():
         expected = torch.func.functional_call(network.eval(), before, (part.state["lq"],))

@@ -17,6 +17,8 @@ from dlas.inference.model import Found, Model
 FAMILIES = {
     "compact": {"which_model": "SRVGGNetCompact", "num_feat": 8, "num_conv": 1, "scale": 2},
     "rrdb": {"which_model": "RRDBNet", "nf": 8, "nb": 1, "gc": 4},
+    "rrdb-folded": {"which_model": "RRDBNet", "nf": 8, "nb": 1, "gc": 4, "scale": 2},
+    "windows": {"which_model": "SwinIR", "embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4, "img_size": 8},
 }
 
 

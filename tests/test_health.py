@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import toys
-from dlas.config.schema import HealthConfig, InjectorConfig, LossConfig, StepConfig
+from dlas.config.schema import EmaConfig, HealthConfig, InjectorConfig, LossConfig, StepConfig
 from dlas.context import Context
 from dlas.engine import trainer as trainer_module
+from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
 from dlas.engine.distributed import Ranks
 from dlas.engine.ema import ModelEma
@@ -131,7 +132,7 @@ def everything(run: Trainer) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, network in run.networks.items():
         found.update({f"{name}.{key}": value for key, value in network.state_dict().items()})
-    for name, ema in run.emas.items():
+    for name, ema in run.averages.main.items():
         found.update({f"{name}.ema.{key}": value for key, value in ema.state_dict().items()})
     for step in run.steps:
         names = {p: number for number, p in enumerate(step.parameters)}
@@ -628,9 +629,9 @@ def _iterate(rank: int, fault: str, lag: int) -> dict[str, Any]:
     step.schedule = build_schedule({"type": "constant"}, step.optimizer, 8)
     settings = HealthConfig(spike="skip", spike_window=4) if fault == "spike" else HealthConfig()
     health = HealthMonitor([step], {"step": settings}, networks, meter, CPU, lag=lag)
-    emas = {"net": ModelEma(network, rate=0.5)}
+    averages = Averages(EmaConfig(rate=0.5), {"net": network})
     runner = IterationRunner(
-        [step], networks, emas, seed=0, cutting=Cutting(), device=CPU, layout=torch.contiguous_format, health=health
+        [step], networks, averages, seed=0, cutting=Cutting(), device=CPU, layout=torch.contiguous_format, health=health
     )
     history, events = [], []
     for number in range(8):
@@ -642,7 +643,7 @@ def _iterate(rank: int, fault: str, lag: int) -> dict[str, Any]:
             health.go_on()
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         running = torch.cat([b.flatten().float() for b in network.buffers()])
-        history.append((weights, running, torch.cat([v.flatten().float() for v in emas["net"].state_dict().values()])))
+        history.append((weights, running, torch.cat([v.flatten().float() for v in averages.main["net"].state_dict().values()])))
     return {"history": history, "events": events}
 
 

@@ -144,14 +144,14 @@ def test_a_damaged_file_is_made_again_with_a_word(photos, damage, caplog):
 def test_spoiled_pixels_are_found_by_the_full_check(photos):
     cache, path = MappedCache(photos / "cache", 1.0), photos / "gt/0.png"
     cache.image(path, "", lambda: read_image(path))
-    assert cache.holds(path, "", whole=True)
+    assert cache.state(path, "", whole=True) == "sound"
     (file,) = files(photos)
     data = bytearray(file.read_bytes())
     data[1000] ^= 1
     file.write_bytes(data)
-    assert cache.holds(path, "")
-    assert not cache.holds(path, "", whole=True)
-    assert not cache.holds(path, "something else")
+    assert cache.state(path, "") == "sound"
+    assert cache.state(path, "", whole=True) == "spoiled"
+    assert cache.state(path, "something else") == "absent"
 
 
 def test_what_does_not_fit_is_decoded(photos, caplog):

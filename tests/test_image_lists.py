@@ -11,7 +11,7 @@ import yaml
 from dlas.data.base import BadSample, Request, create_dataset
 from dlas.data.images import lmdb_folder
 from dlas.data.images.files import list_images, read_image
-from dlas.data.images.lists import read_list
+from dlas.data.images.lists import partners_in, read_list
 from dlas.errors import ConfigurationError, DataError, MissingPackageError
 from dlas.interop.option_files import convert
 from test_data_images import noise, save
@@ -39,6 +39,26 @@ def test_basicsr_and_plain_lines_are_understood(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("0001_s001.png (480,480,3)\n\nsub/b.png (7, 8, 3) 1\nwith space.png\nc (1).jpg\n")
     assert read_list(path) == ["0001_s001.png", "sub/b.png", "with space.png", "c (1).jpg"]
+
+
+def test_lists_of_pairs_name_both_files(folders):
+    path = folders / "pairs.txt"
+    path.write_text("2.png, 0x4.png\n\n1.png\n0.png, 2x4.png\n")
+    dataset = create(folders, dataroot_lq=str(folders / "a_lq"), meta_info=str(path), filename_template="{}x4")
+    pairs = [(files.hq.name, files.lq.name) for files in dataset.files]
+    assert pairs == [("2.png", "0x4.png"), ("1.png", "1x4.png"), ("0.png", "2x4.png")]
+    with pytest.raises(ConfigurationError, match=r"pairs\.txt names pairs, and dataroot_lq, where the second"):
+        create(folders, meta_info=str(path))
+    path.write_text("2.png, 7x4.png\n")
+    with pytest.raises(DataError, match=r"1 \(2\.png\) have no low-quality partner in .*a_lq"):
+        create(folders, dataroot_lq=str(folders / "a_lq"), meta_info=str(path))
+
+
+def test_a_comma_alone_makes_no_pair(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a, b.png\nc.png, d.jpg\nsub/e.png (7, 8, 3) 1\n")
+    assert read_list(path) == ["a, b.png", "c.png", "sub/e.png"]
+    assert [(str(name), str(partner)) for name, partner in partners_in(path).items()] == [("c.png", "d.jpg")]
 
 
 @pytest.mark.parametrize("content", [None, "", "\n \n", "a.png\na.png\n", b"\xff\xfe\x00"])

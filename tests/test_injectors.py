@@ -47,8 +47,13 @@ class NeedsSixteen(nn.Module):
         return self.linear(image)
 
 
+class NoisePredictor(nn.Module):
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        return x * torch.tanh(times).reshape(-1, 1, 1, 1)
+
+
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
-    networks = {"net": Doubler(), "disc": NeedsSixteen()}
+    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor()}
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
@@ -100,6 +105,10 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "recompose_dimension": ({"in": "x", "out": "o", "reverse_shape": "shape", "reverse_permute": "order"}, DECOMPOSED),
     "for_each": ({"in": "x", "out": "o", "subtype": "add_noise", "scale": 0.1}, image_state()),
     "degrade": ({"in": "x", "out": "o", "scale": 2, "degradation": {"type": "bsrgan"}}, image_state()),
+    "diffusion": (
+        {"in": "x", "out": "o", "generator": "denoiser", "process": {"type": "flow"}, "prediction": "velocity"},
+        image_state(),
+    ),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
 }
 

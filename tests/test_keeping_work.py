@@ -76,7 +76,7 @@ def test_an_average_that_is_switched_on_later_starts_from_the_trained_weights(tm
     run = trainer(tmp_path, toys.PSNR)
     run._restore()
     live = run.networks["generator"].state_dict()
-    assert all(value.equal(live[name]) for name, value in run.emas["generator"].state_dict().items())
+    assert all(value.equal(live[name]) for name, value in run.averages.main["generator"].state_dict().items())
 
 
 def test_a_run_with_a_schedule_of_torch_goes_on_when_it_is_made_longer(tmp_path):
@@ -124,8 +124,8 @@ def test_figures_that_are_not_finite_are_shown_and_are_never_the_best(tmp_path, 
     monkeypatch.setattr(
         toys.ToyGenerator, "forward", lambda self, x: self.last.bias.sum() * torch.full((1, 3, 16, 16), torch.nan)
     )
-    run = trainer(tmp_path, toys.PSNR, "eval.use_ema=false")
-    means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None)
+    run = trainer(tmp_path, toys.PSNR, "eval.weights=raw")
+    means = run.validation.evaluator.run(run.datasets["val"], 0, lambda result: None).means
     assert torch.isnan(torch.tensor(means["psnr"]))
 
 

@@ -241,6 +241,31 @@ class TestDiscriminators:
         with pytest.raises(ValueError, match="pictures of 24x23 are too small for 3 layers, which need 24 pixels"):
             network(torch.rand(2, 3, 24, 23))
 
+    def test_several_scales(self) -> None:
+        """The finest first; each network sees the picture half as large as the one before."""
+        options = {"which_model": "MultiscaleDiscriminator", "ndf": 4, "num_scales": 2, "norm": "none"}
+        network, x = create_network(options), torch.rand(1, 3, 64, 48)
+        fine, coarse = network(x)
+        torch.testing.assert_close(fine, network.layer1(x))
+        sums, counts = (F.avg_pool2d(F.pad(each, (1, 1, 1, 1)), 3, 2) for each in (x, torch.ones_like(x)))
+        torch.testing.assert_close(coarse, network.layer0(sums / counts))
+        assert fine.shape == (1, 1, 11, 9)  # padded by two pixels, as pix2pixHD's
+        with pytest.raises(
+            ValueError, match="pictures of 64x47 are too small for 2 scales, which need 48 pixels; lower num_scales"
+        ):
+            network(x[..., :47])
+
+    def test_several_scales_with_the_names_of_feature_matching(self) -> None:
+        network = create_network({"which_model": "MultiscaleDiscriminator", "ndf": 4, "n_layers": 2, "num_scales": 2})
+        own = network.state_dict()
+        groups = {"0": "layer0.0", "2": "layer1.0", "5": "layer2.0", "8": "layer3.0"}
+        theirs = {}
+        for key, value in own.items():
+            scale, place, kind = key.removeprefix("layer").split(".")
+            theirs[f"scale{scale}_{groups[place]}.{kind}"] = value
+        assert list(network.rename_state_dict(theirs)) == list(own)
+        assert list(network.rename_state_dict(own)) == list(own)
+
     def test_spread_of_a_group(self) -> None:
         """Equal pictures have none; each group has its own; batches that 4 does not divide are cut, too."""
         network, (x,) = tiny("stylegan2_rosinality_disc")

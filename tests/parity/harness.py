@@ -188,12 +188,15 @@ def make_tests(fixture: Fixture, handlers: Iterable[Handler]) -> list[ParityTest
     """The tests of one file: at least one, so that no file passes by silence."""
     try:
         fitting = [handler for handler in handlers if handler.fits(fixture)]
-        if len(fitting) > 1:
-            names = ", ".join(f"{handler.check.__module__}.{handler.check.__name__}" for handler in fitting)
-            return [ParityTest(fixture, problem=f"more than one handler claims {fixture.stem}: {names}")]
+        found: dict[str, ParityTest] = {}
+        for handler in fitting:
+            for case in handler.cases(fixture):
+                if case in found:
+                    names = ", ".join(f"{handler.check.__module__}.{handler.check.__name__}" for handler in fitting)
+                    return [ParityTest(fixture, problem=f"more than one handler claims '{case}' of {fixture.stem}: {names}")]
+                found[case] = ParityTest(fixture, case, handler.check)
         if fitting:
-            found = [ParityTest(fixture, case, fitting[0].check) for case in fitting[0].cases(fixture)]
-            return found or [ParityTest(fixture, problem=f"{fixture.path} holds nothing to compare")]
+            return list(found.values()) or [ParityTest(fixture, problem=f"{fixture.path} holds nothing to compare")]
     except Exception as error:
         # A damaged file is one failing test, not a collection that stops for all the others.
         return [ParityTest(fixture, problem=f"{fixture.path} cannot be read: {error!r}")]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlas.archs import create_network
-from parity.harness import Fixture, find_fixtures, load_handlers, make_tests
+from parity.harness import Fixture, Handler, find_fixtures, load_handlers, make_tests
 from parity.not_built_yet import NOT_BUILT_YET
 from parity.weights import build_weight
 
@@ -56,6 +56,17 @@ def test_damaged_file_fails_alone(tmp_path: Path) -> None:
     fixture.path.write_text("{")
     (test,) = make_tests(fixture, load_handlers())
     assert "cannot be read" in test.problem
+
+
+def test_handlers_may_share_a_file_but_no_case_of_it(tmp_path: Path) -> None:
+    fixture = write_fixture(tmp_path, "golden_shared", {})
+
+    def handler(*cases: str) -> Handler:
+        return Handler(("golden_shared",), lambda _: cases, lambda _: True, lambda _, case: None)
+
+    assert [test.case for test in make_tests(fixture, [handler("a", "b"), handler("c")])] == ["a", "b", "c"]
+    (test,) = make_tests(fixture, [handler("a", "b"), handler("b")])
+    assert "more than one handler claims 'b'" in test.problem
 
 
 def test_no_family_is_both_built_and_not(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates and prints a table for each data set."""
     config = load(arguments.opt, arguments.set, mode="test")
-    from dlas.engine.testing import format_table, run_test
+    from dlas.engine.testing import run_test
     from dlas.observe.console import start_console
 
     start_console()
     for name, result in run_test(config).items():
         print(f"\n{name}: {len(result.pictures)} pictures in {result.folder}")
         if result.means:
-            print(format_table(result))
+            print(result.table())
     return 0

@@ -29,6 +29,9 @@ from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 MetricName: TypeAlias = str
 """Name of a registered metric."""
 
+RAW = "raw_"
+"""Stands before the names of figures of the networks' own weights where those of their averages stand beside them."""
+
 
 def opt(default: Any, doc: str) -> Any:
     """A key with a default. Mappings and lists are copied for each file."""
@@ -242,12 +245,28 @@ class StepConfig(Section):
 
 
 @dataclass(kw_only=True)
+class PostHocEmaConfig(Section):
+    """Averages that are kept beside the one that is evaluated, and written from time to time (Karras et al. 2024)."""
+
+    every: PositiveInt = req("iterations between snapshots; they go to <run>/ema_snapshots, and all of them stay")
+    widths: list[PositiveFloat] = opt([0.05, 0.1], "relative widths; each costs as much memory as the network")
+    dtype: Literal["fp16", "bf16", "fp32"] = opt("fp16", "of the snapshots")
+
+
+@dataclass(kw_only=True)
 class EmaConfig(Section):
     """Exponential moving average of the trained networks' weights."""
 
     enabled: bool = opt(True, "keep an average; it is what is validated and what `test.py` loads")
     rate: Fraction = opt(0.999, "share of the old average kept at each step")
     warmup: bool = opt(False, "smaller rate at first: min(rate, (1 + step) / (10 + step))")
+    width: PositiveFloat | None = opt(
+        None,
+        "power-function average of this relative width in place of `rate`: spans the same share of the run at all times "
+        "(0.05: a short one; 0.25: nearly all of it)",
+    )
+    start: NonNegativeInt = opt(0, "before this iteration the average is the weights themselves: for one of a run's end only")
+    post_hoc: PostHocEmaConfig | None = opt(None, "snapshots, of which `dlas ema` makes an average of any width after training")
 
 
 @dataclass(kw_only=True)
@@ -301,9 +320,26 @@ class EvalConfig(Section):
     metric_options: dict[str, dict[str, Any]] = opt({}, "options of metrics by name: `lpips: {net: vgg}`")
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
-    use_ema: bool = opt(True, "evaluate the averaged weights where there are any")
+    weights: Literal["ema", "raw", "both"] = opt(
+        "ema",
+        "which weights: their averages where there are any, those of the last iteration, or both, one after the other; the "
+        "figures of the latter have `raw_` in front of their names then",
+    )
+    batch_size: PositiveInt = opt(1, "pictures of the same size that go through the networks at once")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] | None = opt(None, "of the evaluation alone; by default that of the run")
+    tile: NonNegativeInt | Literal["auto"] = opt(
+        0,
+        "side of the tiles, in pixels of the network's input, in which pictures are evaluated; auto: by free memory; 0: none",
+    )
+    self_ensemble: bool = opt(False, "evaluate the mean over the eight ways of turning and mirroring a picture")
     num_sheets: NonNegativeInt = opt(4, "comparison sheets (input, baseline, output, truth) sent to TensorBoard")
     save_images: bool = opt(True, "write val/<set>/<image>/<step>.png")
+
+    @property
+    def figures(self) -> list[str]:
+        """Names under which metrics are reported, without the baseline's."""
+        metrics = list(self.metrics or [])
+        return metrics + [RAW + name for name in metrics] if self.weights == "both" else metrics
 
 
 @dataclass(kw_only=True)
@@ -322,7 +358,9 @@ class LoggerConfig(Section):
 class KeepBestConfig(Section):
     """The metric by which a checkpoint is the best one."""
 
-    metric: MetricName = req("one of `eval.metrics`; a validation that improves it is saved at once")
+    metric: str = req(
+        "one of `eval.metrics`, or with `eval.weights: both` one with `raw_` in front; what improves it is saved at once"
+    )
     mode: Literal["max", "min"] | None = opt(None, "whether more or less of it is better; the metric knows by default")
     set: str | None = opt(None, "name of the data set that is looked at; the first one validated on by default")
 
@@ -394,12 +432,22 @@ class Config(Section):
             chosen += own
         return chosen
 
+    def output_injector(self) -> InjectorConfig | None:
+        """The injector that writes `eval.output_state` in evaluation; None if none does, or the data set gives it."""
+        key = self.eval.output_state
+        found = None
+        for _, section in self.evaluation_injectors():
+            out = section.options.get("out")
+            if not section.train and (key == out or (isinstance(out, list) and key in out)):
+                found = section
+        return found
+
 
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
-        EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig,
+        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig,
         CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from dlas.context import mix_seed
 from dlas.data.inventory import Inventory
 from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
+
+if TYPE_CHECKING:
+    from dlas.data.images.pairs import Kept
 
 Sample = dict[str, Any]
 
@@ -134,6 +137,10 @@ class Dataset:
 
     def prepare(self) -> None:
         """Called once before worker processes start: loads what they should share instead of loading one copy each."""
+
+    def kept_images(self) -> Kept | None:
+        """What `dlas data prepare` puts into the mapped cache ahead of the first epoch; None for a data set without one."""
+        return None
 
     def collate(self, samples: Sequence[Sample], sources: Sequence[str]) -> dict[str, Any]:
         """Makes one batch of samples. The default stacks; a dataset of samples with lengths overrides it (and pads)."""

@@ -150,19 +150,23 @@ def build_loader(
     return Loader(fetched, crew, crew.files, bad_files)
 
 
-def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None) -> Iterator[Batch]:
-    """Every sample once, in the dataset's own order, each as a batch of one; the same on every call.
+def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None, batch_size: int = 1) -> Iterator[Batch]:
+    """Every sample once, in batches of samples that are alike in their keys, shapes and types; the same on every call.
+
+    With `batch_size` 1 they come in the dataset's own order. Samples that wait for their like are at most four batches.
 
     Args:
         dataset: an evaluation dataset.
         bad_files: under `on_bad_file: skip`, takes the unusable files and why. They are left out, not replaced: a replacement
             would count twice in a metric.
+        batch_size: most samples of a batch.
 
     Raises:
         BadSample: a file is unusable and `on_bad_file` is `error`.
         DataError: every file is bad.
     """
     bad: dict[str, str] = {} if bad_files is None else bad_files
+    waiting: dict[tuple[Any, ...], list[tuple[int, Sample]]] = {}
     found = 0
     for index in range(len(dataset)):
         try:
@@ -173,9 +177,25 @@ def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None) 
             bad[error.path] = error.reason
             continue
         found += 1
-        yield _collate(dataset, [sample], [index], [index])
+        alike = _likeness(sample)
+        waiting.setdefault(alike, []).append((index, sample))
+        if len(waiting[alike]) == batch_size:
+            yield _evaluation_batch(dataset, waiting.pop(alike))
+        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+            yield _evaluation_batch(dataset, waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+    for samples in waiting.values():
+        yield _evaluation_batch(dataset, samples)
     if found == 0:
         raise DataError(_all_bad(dataset, bad))
+
+
+def _likeness(sample: Sample) -> tuple[Any, ...]:
+    return tuple((key, (v.shape, v.dtype) if isinstance(v, Tensor) else type(v)) for key, v in sorted(sample.items()))
+
+
+def _evaluation_batch(dataset: Dataset, samples: list[tuple[int, Sample]]) -> Batch:
+    indices = [index for index, _ in samples]
+    return _collate(dataset, [sample for _, sample in samples], indices, indices)
 
 
 class _Fetched(NamedTuple):

@@ -57,9 +57,18 @@ class Level(NamedTuple):
 
     def like(self, x: Tensor) -> Level:
         """Levels (B,) of the samples of `x` (B, ...), shaped to broadcast over them, in its type but in float32 at least."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        shape = (-1,) + (1,) * (x.dim() - 1)
-        return Level(*(factor.to(x.device, dtype).reshape(shape) for factor in self))
+        return Level(*(over(factor, x) for factor in self))
+
+
+def over(values: Tensor, x: Tensor) -> Tensor:
+    """Numbers shaped to broadcast over `x` (B, C, ...), on its device and in its type, but in float32 at least.
+
+    Args:
+        values: (B,), one a sample; or (B, ...), one a place, for all channels.
+        x: samples.
+    """
+    values = values.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    return values.reshape(-1, *(1,) * (x.dim() - 1)) if values.dim() == 1 else values.unsqueeze(1)
 
 
 def diffuse(x0: Tensor, eps: Tensor, level: Level) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlas.diffusion.levels import Level
 from dlas.diffusion.schedules import alpha_bars, rescale_to_zero_terminal_snr
+from dlas.diffusion.tables import Table
 from dlas.errors import ConfigurationError
 from dlas.registry import PROCESSES
 from dlas.types import PositiveFloat, PositiveInt
@@ -24,16 +25,26 @@ class Grid(NamedTuple):
         times: n + 1 of them; at the last one the sample is done and the network is not asked.
         alphas: factors of the data.
         sigmas: factors of the noise; the last is 0 for a clean sample.
+        process: what the times mean, for samplers that leave the grid.
     """
 
     times: tuple[float, ...]
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
+    process: Process
 
     @property
     def steps(self) -> int:
         """How many steps lie between the times."""
         return len(self.times) - 1
+
+    def ratio(self, k: int) -> float:
+        """sigma / alpha at the k-th time; infinite without signal."""
+        return math.inf if self.alphas[k] == 0 else self.sigmas[k] / self.alphas[k]
+
+    def decay(self, k: int) -> float:
+        """By what the k-th step multiplies sigma / alpha: from 0, to a clean sample or from pure noise, to 1."""
+        return self.alphas[k] * self.sigmas[k + 1] / (self.sigmas[k] * self.alphas[k + 1])
 
 
 class Process(ABC):
@@ -76,8 +87,7 @@ class Process(ABC):
     @property
     def first_ratio(self) -> float:
         """sigma / alpha where sampling begins; may be infinite."""
-        grid = self.grid(self.spaced(1))
-        return math.inf if grid.alphas[0] == 0 else grid.sigmas[0] / grid.alphas[0]
+        return self.grid(self.spaced(1)).ratio(0)
 
     def grid(self, times: Sequence[float], end: float | None = None) -> Grid:
         """Times of a sampler, with their levels.
@@ -91,42 +101,30 @@ class Process(ABC):
         alphas, sigmas = level.alpha.tolist(), level.sigma.tolist()
         if end is None:  # a clean sample; it belongs to no time of a discrete process
             asked, alphas, sigmas = [*asked, math.nan], [*alphas, 1.0], [*sigmas, 0.0]
-        return Grid(tuple(asked), tuple(alphas), tuple(sigmas))
+        return Grid(tuple(asked), tuple(alphas), tuple(sigmas), self)
 
 
-@PROCESSES.register("vp")
-class VariancePreserving(Process):
-    """DDPM's: integer timesteps, alpha^2 + sigma^2 = 1.
+class Timesteps(Process):
+    """Integer timesteps, each with its share of the data's variance; alpha^2 + sigma^2 = 1.
 
     Args:
-        schedule: how noise grows. linear: of Ho et al. 2020; cosine: of Nichol and Dhariwal 2021 (arXiv:2102.09672).
-        steps: timesteps T.
-        zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1); the
-            network must not predict eps then.
-        rescale_timesteps: tell the network t * 1000 / T in place of t.
-        sigma_data: standard deviation of the data, for `prediction: edm` and for weightings that ask for it.
+        alpha_bars: alpha^2 of each timestep, (T,), float64.
+        scale: the network is told t times this.
+        sigma_data: standard deviation of the data.
     """
 
     discrete = True
 
-    def __init__(
-        self,
-        *,
-        schedule: Literal["linear", "cosine"] = "linear",
-        steps: PositiveInt = 1000,
-        zero_terminal_snr: bool = False,
-        rescale_timesteps: bool = False,
-        sigma_data: PositiveFloat = 1.0,
-    ) -> None:
-        bars = alpha_bars(schedule, steps)
-        self.alpha_bars = rescale_to_zero_terminal_snr(bars) if zero_terminal_snr else bars
-        self.steps = steps
-        self.scale = 1000.0 / steps if rescale_timesteps else 1.0
+    def __init__(self, alpha_bars: Tensor, scale: float, sigma_data: float) -> None:
+        self.alpha_bars = alpha_bars
+        self._table = Table(alpha_bars)
+        self.steps = len(alpha_bars)
+        self.scale = scale
         self.sigma_data = sigma_data
 
     def level(self, times: Tensor) -> Level:
         """Levels of integer timesteps, also given as floating-point numbers."""
-        bars = self.alpha_bars.to(times.device)[times.long()]
+        bars = self._table.on(times.device)[times.long()]
         return Level(bars.sqrt(), (1 - bars).sqrt())
 
     def time_of(self, quantile: Tensor) -> Tensor:
@@ -135,7 +133,7 @@ class VariancePreserving(Process):
 
     def at_ratio(self, ratio: Tensor) -> Tensor:
         """The timesteps whose ln(sigma / alpha) is nearest."""
-        bars = self.alpha_bars.to(ratio.device)
+        bars = self._table.on(ratio.device)
         own = ((1 - bars) / bars).log() / 2  # grows with the timestep; infinite where there is no signal
         wanted = ratio.double().log()
         after = torch.searchsorted(own, wanted).clamp_(1, self.steps - 1)
@@ -148,8 +146,35 @@ class VariancePreserving(Process):
         return [round(self.steps - k * self.steps / count) - 1 for k in range(count)]
 
     def conditioning(self, times: Tensor) -> Tensor:
-        """t, or t * 1000 / T."""
+        """t times `scale`."""
         return times.float() * self.scale
+
+
+@PROCESSES.register("vp")
+class VariancePreserving(Timesteps):
+    """DDPM's: integer timesteps, alpha^2 + sigma^2 = 1.
+
+    Args:
+        schedule: how noise grows. linear: of Ho et al. 2020; cosine: of Nichol and Dhariwal 2021 (arXiv:2102.09672).
+        steps: timesteps T.
+        zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1); the
+            network must not predict eps then.
+        rescale_timesteps: tell the network t * 1000 / T in place of t.
+        sigma_data: standard deviation of the data, for `prediction: edm` and for weightings that ask for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Literal["linear", "cosine"] = "linear",
+        steps: PositiveInt = 1000,
+        zero_terminal_snr: bool = False,
+        rescale_timesteps: bool = False,
+        sigma_data: PositiveFloat = 1.0,
+    ) -> None:
+        bars = alpha_bars(schedule, steps)
+        scale = 1000.0 / steps if rescale_timesteps else 1.0
+        super().__init__(rescale_to_zero_terminal_snr(bars) if zero_terminal_snr else bars, scale, sigma_data)
 
 
 @PROCESSES.register("edm")

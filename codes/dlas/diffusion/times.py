@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 from dlas.diffusion.processes import Process
 from dlas.errors import ConfigurationError
 from dlas.registry import TIMES
+from dlas.types import NonNegativeFloat, PositiveFloat, PositiveInt, TimesOptions
 
 
 class Drawn(NamedTuple):
@@ -35,12 +37,22 @@ class Times(ABC):
 
         Args:
             process: what times mean.
-            uniform: (B,) in [0, 1), one of each sample; evenly spread numbers give evenly spread times.
+            uniform: (B,) in [0, 1), one of each sample; evenly spread numbers give evenly spread times, larger ones more noise.
             step: completed optimiser steps.
         """
 
     def observe(self, times: Tensor, losses: Tensor) -> None:  # noqa: B027 (most have nothing to learn)
-        """Takes the unweighted losses (B,) at times (B,), for distributions that follow them; must not wait for the device."""
+        """Takes the unweighted losses (B,) at times (B,), for distributions that follow them; must not wait for the device.
+
+        Where several processes train one model, each must be given the times and losses of all, in the same order.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned of the losses, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most have nothing to restore)
+        """Takes what `state_dict` gave."""
 
 
 @TIMES.register("uniform")
@@ -52,6 +64,126 @@ class Uniform(Times):
     def draw(self, process: Process, uniform: Tensor, step: int) -> Drawn:
         """See `Times`."""
         return Drawn(process.time_of(uniform))
+
+
+@TIMES.register("log_normal")
+class LogNormal(Times):
+    """ln(sigma / alpha) is normal; for processes with timesteps, the nearest one.
+
+    Args:
+        mean: of the logarithm.
+        std: standard deviation of the logarithm.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), table 1; -0.4 and 1.0 for latents: Karras et al. 2024 (arXiv:2312.02696).
+    """
+
+    def __init__(self, *, mean: float = -1.2, std: PositiveFloat = 1.2) -> None:
+        self.mean, self.std = mean, std
+
+    def draw(self, process: Process, uniform: Tensor, step: int) -> Drawn:
+        """See `Times`."""
+        return Drawn(process.at_ratio(torch.exp(self.mean + self.std * _normal(uniform))))
+
+
+@TIMES.register("logit_normal")
+class LogitNormal(Times):
+    """The place in the process's own spread is the logistic function of a normal number: most often in the middle.
+
+    For `flow`, that place is t before its `shift`.
+
+    Args:
+        mean: of the normal number; less than 0 trains more often with little noise.
+        std: its standard deviation.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), equation 19.
+    """
+
+    def __init__(self, *, mean: float = 0.0, std: PositiveFloat = 1.0) -> None:
+        self.mean, self.std = mean, std
+
+    def draw(self, process: Process, uniform: Tensor, step: int) -> Drawn:
+        """See `Times`."""
+        return Drawn(process.time_of(torch.sigmoid(self.mean + self.std * _normal(uniform))))
+
+
+@TIMES.register("mode")
+class Mode(Times):
+    """The place in the process's own spread has a density with a mode in the middle and positive ends.
+
+    Args:
+        scale: how strong the mode is, at most 2 / (pi - 2) = 1.75; 0 is even.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), equation 20.
+    """
+
+    def __init__(self, *, scale: NonNegativeFloat = 1.29) -> None:
+        if scale > 2 / (math.pi - 2):
+            raise ConfigurationError(f"mode: scale {scale} must be at most 2 / (pi - 2) = 1.75, or times are not unique")
+        self.scale = scale
+
+    def draw(self, process: Process, uniform: Tensor, step: int) -> Drawn:
+        """See `Times`."""
+        u = uniform.double()
+        moved = u - self.scale * (torch.sin(u * (math.pi / 2)).square() - u)  # the paper's, with its u running from 1 to 0
+        return Drawn(process.time_of(moved.clamp(0, 1)))
+
+
+@TIMES.register("cosmap")
+class CosMap(Times):
+    """The place in the process's own spread by which `flow` has the signal-to-noise ratios of a cosine schedule.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), equation 21.
+    """
+
+    def __init__(self) -> None: ...
+
+    def draw(self, process: Process, uniform: Tensor, step: int) -> Drawn:
+        """See `Times`."""
+        angle = uniform.double() * (math.pi / 2)
+        return Drawn(process.time_of(torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))))
+
+
+@TIMES.register("curriculum")
+class Curriculum(Times):
+    """From easy to difficult: first the noisiest levels only, then less noisy ones, too, in equal steps.
+
+    Args:
+        until: optimiser steps after which all levels are drawn.
+        stages: how many ranges there are: in stage k of n, the noisiest k / n of the distribution are drawn from.
+        of: the distribution whose noisiest part is drawn from; by default `uniform`.
+
+    Source: Kim et al. 2024 (arXiv:2403.10348): the less noise, the more difficult; there, a loss that has settled
+    ends a stage.
+    """
+
+    def __init__(self, *, until: PositiveInt, stages: PositiveInt = 20, of: TimesOptions | None = None) -> None:
+        self.until, self.stages = until, stages
+        self.distribution = create_times(of or {"type": "uniform"})
+
+    def share(self, step: int) -> float:
+        """Which part of the distribution is drawn from after `step` optimiser steps, counted from its noisy end."""
+        return min(1 + step * (self.stages - 1) // self.until, self.stages) / self.stages
+
+    def draw(self, process: Process, uniform: Tensor, step: int) -> Drawn:
+        """See `Times`."""
+        return self.distribution.draw(process, 1 - self.share(step) * (1 - uniform.double()), step)
+
+    def observe(self, times: Tensor, losses: Tensor) -> None:
+        """See `Times`."""
+        self.distribution.observe(times, losses)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """That of the distribution."""
+        return self.distribution.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Times`."""
+        self.distribution.load_state_dict(state)
+
+
+def _normal(uniform: Tensor) -> Tensor:
+    """Standard normal numbers, float64, of uniform ones; an exact 0 or 1 is 8.2 standard deviations away."""
+    return torch.special.ndtri(uniform.double().clamp(1e-16, 1 - 1.2e-16))
 
 
 def low_discrepancy(positions: Tensor, offset: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from dlas.config import Config
+from dlas.config.schema import RAW
 from dlas.metrics import higher_is_better
 
 
@@ -17,7 +18,7 @@ class BestFigures:
 
     def __init__(self, config: Config) -> None:
         self.section = config.checkpoints.keep_best
-        self._maximised = {metric: higher_is_better(metric) for metric in config.eval.metrics}
+        self._maximised = {metric: higher_is_better(metric.removeprefix(RAW)) for metric in config.eval.figures}
         self._watched: str | None = None
         if self.section is not None:
             if self.section.mode is not None:

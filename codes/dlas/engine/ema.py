@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dlas.engine.ema_profiles import Profile, constant
 from dlas.errors import CheckpointError
 
 _LARGE = 2**20  # numbers from which a tensor is worth a kernel of its own
@@ -36,22 +37,16 @@ class ModelEma:
 
     Args:
         network: the network itself, not a wrapper for several processes. It is observed, never changed but by `swap_into`.
-        rate: r, in [0, 1]; typically 0.999.
-        warmup: use min(rate, (1 + n) / (10 + n)) after n steps: the initial weights are forgotten sooner.
+        rate: r, in [0, 1], typically 0.999; or r by the number of steps made.
 
     Raises:
         ValueError: `rate` is not in [0, 1], or the network's state dict holds tensors that are none of its parameters and
             buffers, of which no average could be given.
-
-    Source: the warm-up is that of TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
     """
 
-    def __init__(self, network: nn.Module, *, rate: float, warmup: bool = False) -> None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f"the EMA rate must be in [0, 1], given: {rate}")
+    def __init__(self, network: nn.Module, *, rate: float | Profile) -> None:
         self.network = network
-        self.rate = rate
-        self.warmup = warmup
+        self.rate: Profile = rate if callable(rate) else constant(rate)
         self._slots = _slots(network)
         self._averages = [_copy(slot.tensor) for slot in self._slots]
         known = self._by_tensor()
@@ -64,12 +59,12 @@ class ModelEma:
         """Takes the network's present weights into the average; does not wait for the device.
 
         Args:
-            step: number of completed optimiser steps, the one just made included. Only warm-up depends on it.
+            step: number of completed optimiser steps, the one just made included.
             held: the network's update was held back, so the average stays as it is; may be a number on the device.
         """
         if held is True:
             return
-        rate = min(self.rate, (1 + step) / (10 + step)) if self.warmup else self.rate
+        rate = self.rate(step)
         averaged, live, copied, copied_live = [], [], [], []
         for average, slot in zip(self._averages, self._slots, strict=True):
             if _is_averaged(average):

@@ -4,53 +4,121 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlas.config import Config
+from dlas.config.schema import RAW
 from dlas.context import Context
 from dlas.data.base import Dataset
 from dlas.data.loader import evaluation_items
 from dlas.engine.device import memory_format
 from dlas.engine.ema import ModelEma
+from dlas.engine.figures import Figures, Scorer
 from dlas.engine.microbatch import to_device
 from dlas.engine.out_of_memory import explained
+from dlas.engine.passes.network import PicturePasses
 from dlas.engine.precision import Precision
 from dlas.engine.step import State, build_injectors
-from dlas.errors import TrainingError
 from dlas.injectors.networks import evaluation_mode
 from dlas.layers.resize import imresize
 from dlas.metrics import Metric, create_metric, quantize_8bit
 from dlas.registry import METRICS
 
 _TOO_LARGE = (
-    "Pictures are evaluated whole, one at a time, whatever train.micro_batch_size is: take smaller pictures for this data set "
-    "(for instance cut into tiles), precision: bf16 or fp16, or a device with more memory"
+    "Pictures are evaluated whole, whatever train.micro_batch_size is: set 'eval.tile: auto', lower 'eval.batch_size', or take "
+    "smaller pictures for this data set, eval.precision bf16 or fp16, or a device with more memory"
 )
 
 
-@dataclass
-class Evaluated:
-    """One picture's result; pictures are (1, 3, H, W) in [0, 1] on the device.
+class Batch:
+    """Results of pictures of one size, (N, C, H, W) in [0, 1] on the device.
 
     Args:
-        name: of the picture, unique in its set.
-        output: the network's picture, rounded to 8 bits.
-        baseline: the bicubic enlargement, likewise, if it was asked for.
-        target: the true picture; None where the set has none.
-        input: the input picture.
-        values: metrics by name; the baseline's have its name in front (`bicubic_psnr_y`).
+        names: of the pictures.
+        positions: of the pictures in the set.
+        output: the network's pictures, rounded to 8 bits.
+        target: the true pictures, likewise; None where the set has none.
+        source: the input pictures.
+        scale: by which the baseline enlarges them; None for no baseline.
     """
 
-    name: str
-    output: Tensor
-    baseline: Tensor | None
-    target: Tensor | None
-    input: Tensor
-    values: dict[str, float] = field(default_factory=dict)
+    def __init__(
+        self, names: list[str], positions: list[int], output: Tensor, target: Tensor | None, source: Tensor, scale: int | None
+    ) -> None:
+        self.names = names
+        self.positions = positions
+        self.output = output
+        self.target = target
+        self.source = source
+        self._scale = scale
+        self._copy = output.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if output.is_cuda else None
+        if self._arrival is not None:
+            self._arrival.record()
+
+    @cached_property
+    def baseline(self) -> Tensor | None:
+        """The bicubic enlargement of the input, rounded to 8 bits; computed when it is asked for."""
+        return None if self._scale is None else quantize_8bit(imresize(self.source, self._scale))
+
+    def on_host(self) -> Tensor:
+        """The output on the CPU; waits for these pictures alone, not for what came after them."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._copy
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One picture's result; pictures are (1, C, H, W) in [0, 1].
+
+    Args:
+        batch: it is in.
+        place: in the batch.
+        prefix: `raw_` for the networks' own weights where their averages are evaluated, too; else empty.
+    """
+
+    batch: Batch
+    place: int
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """Unique in the set."""
+        return self.batch.names[self.place]
+
+    @property
+    def position(self) -> int:
+        """In the set."""
+        return self.batch.positions[self.place]
+
+    @property
+    def output(self) -> Tensor:
+        """The network's picture, rounded to 8 bits, on the CPU."""
+        return self._of(self.batch.on_host())
+
+    @property
+    def baseline(self) -> Tensor | None:
+        """The bicubic enlargement, likewise, if it was asked for."""
+        return None if self.batch.baseline is None else self._of(self.batch.baseline)
+
+    @property
+    def target(self) -> Tensor | None:
+        """The true picture; None where the set has none."""
+        return None if self.batch.target is None else self._of(self.batch.target)
+
+    @property
+    def input(self) -> Tensor:
+        """The input picture."""
+        return self._of(self.batch.source)
+
+    def _of(self, pictures: Tensor) -> Tensor:
+        return pictures[self.place : self.place + 1]
 
 
 class Evaluator:
@@ -58,111 +126,117 @@ class Evaluator:
 
     Args:
         config: the run's configuration.
-        networks: networks by name, on the device.
-        emas: averages by network; used in place of the networks' own weights if `eval.use_ema`.
-        precision: autocast.
+        networks: networks by name, on the device, with their own weights.
+        emas: averages by network; used as `eval.weights` says.
         device: the device.
     """
 
     def __init__(
-        self,
-        config: Config,
-        networks: Mapping[str, nn.Module],
-        emas: Mapping[str, ModelEma],
-        precision: Precision,
-        device: torch.device,
+        self, config: Config, networks: Mapping[str, nn.Module], emas: Mapping[str, ModelEma], device: torch.device
     ) -> None:
         self.config = config
         self.section = config.eval
         self.networks = networks
-        self.emas = emas if self.section.use_ema else {}
-        self.precision = precision
+        self.emas = emas
+        self.precision = Precision(self.section.precision or config.precision, device)
         self.device = device
         self.layout = memory_format(config.memory_format)
         self.injectors = build_injectors(config.evaluation_injectors())
         self.crop = config.scale if self.section.crop_border is None else self.section.crop_border
-        # The baseline's figures by data set: of each picture, and of the set. They are the same at every validation.
-        self._baselines: dict[int, tuple[dict[str, dict[str, float]], dict[str, float]]] = {}
+        self._called = self._as_called()
+        # The baseline's figures by data set. They are the same at every validation.
+        self._baselines: dict[int, Figures] = {}
         if any(name != "train" for name in config.datasets):
             self._metrics()  # one that lacks its weights is found now, not when the first validation comes
 
     def run(
         self, dataset: Dataset, step: int, show: Callable[[Evaluated], None], bad_files: dict[str, str] | None = None
-    ) -> dict[str, float]:
+    ) -> Figures:
         """Evaluates every sample of a data set; weights and modes are as before afterwards.
 
         Args:
             dataset: the data set.
             step: completed iterations, for injectors that depend on it.
-            show: called with each picture's result as it is there.
+            show: called with each picture's result, when those of the next batch are on their way.
             bad_files: takes the files that were left out and why.
 
         Returns:
-            Each metric over the set, and the baseline's.
+            The figures of the set and of each picture, with those of the baseline.
         """
-        metrics = self._metrics()
-        measured: set[str] = set()
-        known = self._baselines.get(id(dataset))
-        reference = self._metrics() if known is None else {}
-        baseline_values: dict[str, dict[str, float]] = {} if known is None else known[0]
-        with self._evaluation_state(), torch.no_grad():
-            for item in evaluation_items(dataset, bad_files):
-                with explained(self._words(item), _TOO_LARGE):
-                    result = self._one(item, step)
-                usable = [name for name, metric in metrics.items() if _other(metric, result) is not None]
-                if usable:
-                    measured.update(usable)
-                    result.values = self._measure(metrics, result.output, result)
-                    if result.baseline is not None:
-                        if known is None:
-                            values = self._measure(reference, result.baseline, result)
-                            baseline_values[result.name] = {f"{self.section.baseline}_{m}": v for m, v in values.items()}
-                        result.values |= baseline_values[result.name]
-                show(result)
-        if known is None:
-            computed = {name: float(metric.compute()) for name, metric in reference.items() if name in measured}
-            means = {f"{self.section.baseline}_{name}": value for name, value in computed.items()}
-            known = (baseline_values, means if baseline_values else {})
-            self._baselines[id(dataset)] = known
-        if not measured:
-            return {}
-        return {**{name: float(metric.compute()) for name, metric in metrics.items() if name in measured}, **known[1]}
+        figures = Figures()
+        baseline = Scorer(self._metrics(), f"{self.section.baseline}_") if id(dataset) not in self._baselines else None
+        for prefix, emas in self._weights():
+            scorer = Scorer(self._metrics(), prefix)
+            waiting: Batch | None = None
+            with self._evaluation_state(emas), torch.no_grad():
+                for item in evaluation_items(dataset, bad_files, self.section.batch_size):
+                    with explained(self._words(item), _TOO_LARGE):
+                        batch = self._batch(item, step)
+                        scorer.update(batch.names, batch.positions, batch.output, batch.target, batch.source)
+                        if baseline is not None and batch.baseline is not None:
+                            baseline.update(batch.names, batch.positions, batch.baseline, batch.target, batch.source)
+                    _show_all(waiting, prefix, show)
+                    waiting = batch
+                _show_all(waiting, prefix, show)
+            figures.add(scorer.read())
+            if baseline is not None:
+                self._baselines[id(dataset)] = baseline.read()
+                baseline = None
+        if figures.means:
+            figures.add(self._baselines[id(dataset)])
+        return figures
+
+    def _weights(self) -> list[tuple[str, Mapping[str, ModelEma]]]:
+        if self.section.weights == "raw" or not self.emas:
+            return [("", {})]
+        return [("", self.emas), (RAW, {})] if self.section.weights == "both" else [("", self.emas)]
 
     @contextmanager
-    def _evaluation_state(self) -> Iterator[None]:
+    def _evaluation_state(self, emas: Mapping[str, ModelEma]) -> Iterator[None]:
         with ExitStack() as stack:
-            for name, ema in self.emas.items():
+            for name, ema in emas.items():
                 stack.enter_context(ema.swap_into(self.networks[name]))
-            for network in self.networks.values():
+            for network in self._called.values():
+                if isinstance(network, PicturePasses):
+                    network.begin()
                 stack.enter_context(evaluation_mode(network))
             yield
 
-    def _one(self, item: dict[str, Any], step: int) -> Evaluated:
+    def _as_called(self) -> dict[str, nn.Module]:
+        """The networks as injectors call them: the one that makes the output in tiles and as an ensemble, if so asked."""
+        called = dict(self.networks)
+        injector = self.config.output_injector()
+        if injector is not None and (self.section.tile != 0 or self.section.self_ensemble):
+            name = injector.options["generator"]
+            called[name] = PicturePasses(
+                self.networks[name], self.device, tile=self.section.tile, ensemble=self.section.self_ensemble
+            )
+        return called
+
+    def _batch(self, item: dict[str, Any], step: int) -> Batch:
         positions = item.pop("positions")
+        if self.device.type == "cuda":
+            item = {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in item.items()}
         state = State(to_device(item, self.device, self.layout))
-        context = Context(self.networks, (), step, training=False, seed=self.config.seed, positions=positions)
+        context = Context(self._called, (), step, training=False, seed=self.config.seed, positions=positions)
         with self.precision.autocast():
             for injector in self.injectors:
                 state.update(injector(state, context))
-        source = state[self.section.input_state].float()
         target = state.get(self.section.target_state)
-        return Evaluated(
-            item["name"][0] if "name" in item else f"{positions[0]:05d}",
+        return Batch(
+            _names(item, positions),
+            positions,
             quantize_8bit(state[self.section.output_state].float()),
-            self._baseline(source),
             None if target is None else quantize_8bit(target.float()),
-            source,
+            state[self.section.input_state].float(),
+            None if self.section.baseline == "none" or self.config.scale == 1 else self.config.scale,
         )
 
     def _words(self, item: dict[str, Any]) -> str:
-        name = item["name"][0] if "name" in item else f"{item['positions'][0]:05d}"
+        names = _names(item, item["positions"])
         shapes = (f"'{key}' of {' x '.join(map(str, v.shape[1:]))}" for key, v in item.items() if isinstance(v, Tensor))
-        return f"evaluating picture '{name}' ({', '.join(shapes)})"
-
-    def _baseline(self, source: Tensor) -> Tensor | None:
-        if self.section.baseline == "none" or self.config.scale == 1:
-            return None
-        return quantize_8bit(imresize(source, self.config.scale))
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"evaluating picture '{names[0]}'{others} ({', '.join(shapes)})"
 
     def _metrics(self) -> dict[str, Metric]:
         created = {}
@@ -172,22 +246,12 @@ class Evaluator:
             created[name] = create_metric({"type": name, **options}, self.device)
         return created
 
-    def _measure(self, metrics: dict[str, Metric], output: Tensor, result: Evaluated) -> dict[str, float]:
-        values = {}
-        for metric_name, metric in metrics.items():
-            other = _other(metric, result)
-            if other is None:
-                continue
-            try:
-                value = metric.update(output, other)
-            except ValueError as error:
-                raise TrainingError(f"metric '{metric_name}' on picture '{result.name}': {error}") from error
-            if value is not None:
-                values[metric_name] = float(value)
-        return values
+
+def _names(item: dict[str, Any], positions: list[int]) -> list[str]:
+    return list(item["name"]) if "name" in item else [f"{position:05d}" for position in positions]
 
 
-def _other(metric: Metric, result: Evaluated) -> Tensor | None:
-    """What a metric compares an output with; None where the data set has none."""
-    against = getattr(metric, "against", "target")
-    return {"target": result.target, "input": result.input}.get(against, result.output)
+def _show_all(batch: Batch | None, prefix: str, show: Callable[[Evaluated], None]) -> None:
+    for place in range(len(batch.names) if batch is not None else 0):
+        assert batch is not None
+        show(Evaluated(batch, place, prefix))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dlas.context import Context
+from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
-from dlas.engine.ema import ModelEma
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, to_device
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
@@ -31,7 +31,7 @@ class IterationRunner:
     Args:
         steps: in the order of the file.
         networks: all networks of the run.
-        emas: averages to update.
+        averages: of the weights, to update; none by default.
         seed: of the run.
         cutting: how batches are cut into micro-batches; an automatic one is changed when memory runs out.
         device: where everything runs.
@@ -44,7 +44,7 @@ class IterationRunner:
         self,
         steps: Sequence[TrainingStep],
         networks: Mapping[str, nn.Module],
-        emas: Mapping[str, ModelEma],
+        averages: Averages | None,
         *,
         seed: int,
         cutting: Cutting,
@@ -55,7 +55,7 @@ class IterationRunner:
     ) -> None:
         self.steps = steps
         self.networks = networks
-        self.emas = emas
+        self.averages = averages
         self.seed = seed
         self.cutting = cutting
         self.device = device
@@ -88,17 +88,18 @@ class IterationRunner:
                 continue
             self._focus_on(step)
             parts = self._run_step(step, parts, completed, log_gradients)
-        for name, ema in self.emas.items():
-            ema.update(completed + 1, health.held(name) if health is not None else False)
+        if self.averages is not None:
+            self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
         if health is not None:
             health.finish(completed)
         return parts
 
     def _run_step(self, step: TrainingStep, parts: list[MicroBatch], completed: int, log_gradients: bool) -> list[MicroBatch]:
         """Runs a step, on smaller and smaller micro-batches if that may be, and returns those that went through."""
+        averages = self.averages.main if self.averages is not None else {}
         while True:
             contexts = [
-                Context(self.networks, step.trained, completed, True, self.seed, part.positions, self.emas) for part in parts
+                Context(self.networks, step.trained, completed, True, self.seed, part.positions, averages) for part in parts
             ]
             before = [MicroBatch(dict(part.state), part.share, part.positions) for part in parts]
             try:

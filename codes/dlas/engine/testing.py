@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from dlas.data.images.files import write_png
 from dlas.engine import checkpoint
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device
+from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.figures import warn_of_undefined
 from dlas.engine.fitting import load_weights
-from dlas.engine.precision import Precision
 from dlas.errors import CheckpointError, printable
 from dlas.observe.console import LOGGER
+from dlas.observe.figure_table import format_figures, write_figures
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class TestResult:
     folder: Path
     pictures: dict[str, dict[str, float]]
     means: dict[str, float]
+
+    def table(self) -> str:
+        """The figures as aligned text."""
+        return format_figures(self.pictures, self.means)
 
 
 def run_test(config: Config) -> dict[str, TestResult]:
@@ -40,8 +45,10 @@ def run_test(config: Config) -> dict[str, TestResult]:
     device = choose_device(config.device)
     apply_numeric_settings(config)
     networks = build_networks(config, device)
-    _load_weights(config, networks)
-    evaluator = Evaluator(config, networks, {}, Precision(config.precision, device), device)
+    emas = _load_weights(config, networks)
+    if config.eval.weights == "both" and not emas:
+        LOGGER.warning("eval.weights: both: there are no averaged weights; the networks' own are measured alone")
+    evaluator = Evaluator(config, networks, emas, device)
     results = {}
     for key, section in config.datasets.items():
         if key == "train":
@@ -51,22 +58,22 @@ def run_test(config: Config) -> dict[str, TestResult]:
         folder.mkdir(parents=True, exist_ok=True)
         dataset = build_dataset(config, key)
         bad_files: dict[str, str] = {}
-        pictures: dict[str, dict[str, float]] = {}
 
-        def keep(result: Evaluated, folder: Path = folder, pictures: dict[str, dict[str, float]] = pictures) -> None:
-            write_png(folder / f"{result.name}.png", result.output[0])
-            pictures[result.name] = result.values
+        def keep(result: Evaluated, folder: Path = folder) -> None:
+            ending = ".raw.png" if result.prefix else ".png"
+            write_png(folder / f"{result.name}{ending}", result.output[0])
 
-        means = evaluator.run(dataset, 0, keep, bad_files)
+        figures = evaluator.run(dataset, 0, keep, bad_files)
         for path, reason in bad_files.items():
             LOGGER.warning("left out %s: %s", printable(path), reason)
-        results[name] = TestResult(folder, pictures, means)
-        _write_table(results[name])
+        warn_of_undefined(name, figures)
+        results[name] = TestResult(folder, figures.pictures, figures.means)
+        write_figures(folder / "metrics.csv", figures.pictures, figures.means)
     return results
 
 
-def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
-    """From the checkpoint that `path` names: averaged weights where there are any and `eval.use_ema` is on."""
+def _load_weights(config: Config, networks: dict[str, nn.Module]) -> dict[str, ModelEma]:
+    """From the checkpoint that `path` names, as `eval.weights` says; returns the averages that it has besides."""
     if config.path.run is None:
         missing = [name for name in networks if name not in config.path.pretrain]
         if missing:
@@ -74,11 +81,12 @@ def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
                 f"no weights are named for {', '.join(missing)}: give 'path.run' (the folder of a training run) "
                 "or 'path.pretrain.<network>' (a weights file)"
             )
-        return
+        return {}
     found = checkpoint.named(Path(config.path.run) / "checkpoints", config.path.checkpoint)
     snapshot = checkpoint.load(found)
+    averages = {}
     for name, network in networks.items():
-        averaged = config.eval.use_ema and name in snapshot.emas
+        averaged = config.eval.weights == "ema" and name in snapshot.emas
         tensors = snapshot.emas.get(name) if averaged else snapshot.networks.get(name)
         if tensors is None:
             if config.networks[name].trainable and name not in config.path.pretrain:
@@ -90,28 +98,8 @@ def _load_weights(config: Config, networks: dict[str, nn.Module]) -> None:
         file = found / (f"{name}.ema.safetensors" if averaged else f"{name}.safetensors")
         load_weights(config, name, network, tensors, source=str(file))
         LOGGER.info("%s from %s", name, file)
-
-
-def _write_table(result: TestResult) -> None:
-    partial = result.folder / ".metrics.csv.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *result.means])
-        for name, values in result.pictures.items():
-            writer.writerow([name, *(values.get(metric, "") for metric in result.means)])
-        writer.writerow(["mean", *result.means.values()])
-    partial.replace(result.folder / "metrics.csv")
-
-
-def format_table(result: TestResult) -> str:
-    """The figures of a data set as aligned text."""
-    metrics = list(result.means)
-    width = max(len(name) for name in [*result.pictures, "mean"])
-    columns = [max(len(metric), 9) for metric in metrics]
-    head = " " * width + "".join(f"  {metric:>{size}}" for metric, size in zip(metrics, columns, strict=True))
-    rows = [(name, values) for name, values in result.pictures.items()] + [("mean", result.means)]
-    lines = [head]
-    for name, values in rows:
-        cells = (f"{values[m]:.4f}" if m in values else "" for m in metrics)
-        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>{size}}" for cell, size in zip(cells, columns, strict=True)))
-    return "\n".join(lines)
+        if config.eval.weights == "both" and name in snapshot.emas:
+            averages[name] = ModelEma(network, rate=1)
+            averages[name].load_state_dict(snapshot.emas[name])
+            LOGGER.info("%s's average from %s", name, found / f"{name}.ema.safetensors")
+    return averages

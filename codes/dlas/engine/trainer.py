@@ -19,6 +19,7 @@ from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
 from dlas.engine.agreement import any_rank
+from dlas.engine.averages import Averages
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
@@ -26,7 +27,6 @@ from dlas.engine.clock import Clock
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
-from dlas.engine.ema import ModelEma
 from dlas.engine.evaluate import Evaluator
 from dlas.engine.fitting import load_weights
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
@@ -109,11 +109,8 @@ class Trainer:
         trained = [name for step in self.steps for name in step.trained]
         for name in self.networks.keys() - set(trained):
             self.networks[name].requires_grad_(False)
-        ema = self.settings.ema
         with explained("the averages of the weights", "They take as much as the networks: write 'train.ema.enabled: false'"):
-            self.emas = (
-                {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if ema.enabled else {}
-            )
+            self.averages = Averages(self.settings.ema, {name: self.networks[name] for name in trained})
         self.cutting = Cutting.of(self.settings)
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device)
@@ -121,7 +118,7 @@ class Trainer:
         self.runner = IterationRunner(
             self.steps,
             self.networks,
-            self.emas,
+            self.averages,
             seed=config.seed,
             cutting=self.cutting,
             device=self.device,
@@ -131,7 +128,7 @@ class Trainer:
         )
         self.progress = Progress()
         self.best = BestFigures(config)
-        evaluator = Evaluator(config, self.networks, self.emas, self.precision, self.device)
+        evaluator = Evaluator(config, self.networks, self.averages.main, self.device)
         self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best)
         self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state
@@ -233,9 +230,11 @@ class Trainer:
             self.bar.update()
             validates = self._owes_validation() and progress.step < target
             saves = progress.step % logger.save_checkpoint_freq == 0 and progress.step < target
-            if self._attend_to_health(wait=log or validates or saves):
+            if self._attend_to_health(wait=log or validates or saves or self.averages.due(progress.step)):
                 progress = self.progress  # of the checkpoint that the run went back to
                 continue
+            if self.averages.due(progress.step):
+                self.averages.write_snapshot(self.folder.path, progress.step)
             if log:
                 self._log()
             if validates and stop.signal is None:
@@ -435,7 +434,7 @@ class Trainer:
         return checkpoint.Snapshot(
             self.progress.step,
             {name: network.state_dict() for name, network in trained.items()},
-            {name: ema.state_dict() for name, ema in self.emas.items()},
+            self.averages.state(),
             asdict(self.progress),
             {step.name: {**step_state(step), "health": self.health.state_dict(step.name)} for step in self.steps},
             self.meter.state_dict(),
@@ -485,8 +484,7 @@ class Trainer:
         for name, tensors in snapshot.networks.items():
             if name in self.networks:
                 load_weights(self.config, name, self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
-        for name, ema in self.emas.items():  # without one in the checkpoint, the average starts from these weights
-            ema.load_state_dict(snapshot.emas.get(name) or self.networks[name].state_dict())
+        self.averages.load(snapshot.emas)
         for step in self.steps:
             restore_step(step, snapshot.optimizers[step.name])
             self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})

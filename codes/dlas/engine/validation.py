@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from dlas.config import Config
@@ -11,11 +10,13 @@ from dlas.data.base import Dataset
 from dlas.data.images.files import write_png
 from dlas.engine.best import BestFigures
 from dlas.engine.evaluate import Evaluated, Evaluator
+from dlas.engine.figures import warn_of_undefined
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.progress import Progress
 from dlas.engine.stage import STAGE
 from dlas.errors import printable
 from dlas.observe.console import LOGGER
+from dlas.observe.figure_table import write_figures
 from dlas.observe.pictures import comparison_sheet
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
@@ -61,11 +62,16 @@ class Validation:
         """
         for name, dataset in self.sets.items():
             stop.check()
-            show = partial(self._show, name, itertools.count(), progress.step, recorder, stop)
+            show = partial(self._show, name, progress.step, recorder, stop)
             left_out: dict[str, str] = {}
-            means = self.evaluator.run(dataset, progress.step, show, left_out)
-            recorder.validation(progress.step, progress.samples, seconds, name, means)
-            self._tell(name, means, progress)
+            figures = self.evaluator.run(dataset, progress.step, show, left_out)
+            recorder.validation(progress.step, progress.samples, seconds, name, figures.means)
+            if figures.means:
+                table = self.folder.validation / name / f"{progress.step}.csv"
+                write = partial(write_figures, table, figures.pictures, figures.means)
+                self.folder.dispensable("figures of the validation's pictures", write)
+            self._tell(name, figures.means, progress)
+            warn_of_undefined(name, figures)
             for path, reason in left_out.items():
                 if path not in self._left_out:
                     LOGGER.warning("left out of validation: %s: %s", printable(path), reason)
@@ -75,7 +81,7 @@ class Validation:
     def _tell(self, name: str, means: dict[str, float], progress: Progress) -> None:
         baseline = self.config.eval.baseline
         words = []
-        for metric in self.config.eval.metrics:
+        for metric in self.config.eval.figures:
             if metric not in means:
                 continue
             word = f"{metric} {means[metric]:.4f}"
@@ -88,22 +94,21 @@ class Validation:
         if words:
             self.words = "val " + " ".join(words[0].split()[:2])
 
-    def _show(
-        self, name: str, shown: Iterator[int], step: int, recorder: Recorder, stop: StopRequest, result: Evaluated
-    ) -> None:
+    def _show(self, name: str, step: int, recorder: Recorder, stop: StopRequest, result: Evaluated) -> None:
         stop.check()
         STAGE.enter("eval", result.name)
         if self.config.eval.save_images:
             folder = self.folder.validation / name / result.name
-            pictures = {"hq": result.target, "lq": result.input, self.config.eval.baseline: result.baseline}
+            beside = {"hq": "target", "lq": "input", self.config.eval.baseline: "baseline"}
 
             def write() -> None:
-                write_png(folder / f"{step}.png", result.output[0])
-                for label, picture in pictures.items():
-                    if picture is not None and not (folder / f"{label}.png").exists():
-                        write_png(folder / f"{label}.png", picture[0])
+                write_png(folder / (f"{step}.raw.png" if result.prefix else f"{step}.png"), result.output[0])
+                for label, which in beside.items():
+                    file = folder / f"{label}.png"
+                    if not file.exists() and (picture := getattr(result, which)) is not None:
+                        write_png(file, picture[0])
 
             self.folder.dispensable("pictures of the validation", write)
-        if next(shown) < self.config.eval.num_sheets:
+        if result.position < self.config.eval.num_sheets:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
-            recorder.image(f"{name}/{result.name}", comparison_sheet(row), step)
+            recorder.image(f"{name}/{result.prefix}{result.name}", comparison_sheet(row), step)

@@ -136,7 +136,7 @@ def validation_flow(config: Config) -> Flow | None:
     reads = tuple(dict.fromkeys([section.output_state, section.target_state, section.input_state]))
     nodes.append(Node("eval/metrics", "metrics", "metrics", ", ".join(section.metrics), reads=reads))
     baseline = f"beside {section.baseline}" if section.baseline != "none" and config.scale > 1 else ""
-    averaged = "averaged weights" if config.train and config.train.ema.enabled and section.use_ema else ""
+    averaged = "averaged weights" if config.train and config.train.ema.enabled and section.weights == "ema" else ""
     band = Band("eval", "validation", ", ".join(filter(None, [averaged, baseline])), Gate(), tuple(nodes))
     return _with_data("validation", datasets, (band,), config)
 
@@ -268,6 +268,8 @@ def _walk(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         if value != "None":  # stands for no value
             yield value
+    elif isinstance(value, Mapping):  # names of arguments to keys
+        yield from _walk(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _walk(item)

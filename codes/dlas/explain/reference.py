@@ -25,6 +25,7 @@ _TITLES = {
         "Optimisers",
         "`steps.<name>.optimizer`; besides these, any class of `torch.optim` and `package.module.Class`",
     ),
+    "times": ("Times", "how often a diffusion is trained at which noise levels"),
     "schedules": (
         "Learning-rate schedules",
         "`train.lr_scheme.type` and `steps.<name>.lr_scheme.type`; besides these, the classes of `torch.optim.lr_scheduler`",

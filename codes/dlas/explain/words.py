@@ -247,7 +247,7 @@ def _validation(config: Config, flow: Flow) -> Item:
     chapter = Item("Validation")
     if train is not None:
         every = f"every {train.val_freq} iterations and at the end" if train.val_freq else "at the end only"
-        averaged = " with the averaged weights" if train.ema.enabled and section.use_ema else ""
+        averaged = " with the averaged weights" if train.ema.enabled and section.weights == "ema" else ""
         chapter.add(f"Runs {every} (`train.val_freq`), on {flow.data.name}{averaged}.")
     else:
         chapter.add(f"Runs on {flow.data.name}.")
@@ -269,9 +269,11 @@ def _validation(config: Config, flow: Flow) -> Item:
             "(`eval.baseline`)."
         )
     told = {"output_state", "target_state", "input_state", "injectors", "metrics", "crop_border", "baseline"}
-    told |= {"use_ema", "num_sheets", "save_images"}
-    if not section.use_ema:
-        chapter.add("The weights are those of the last iteration, not their average (`eval.use_ema: false`).")
+    told |= {"weights", "num_sheets", "save_images"}
+    if section.weights == "raw":
+        chapter.add("The weights are those of the last iteration, not their average (`eval.weights: raw`).")
+    if section.weights == "both":
+        chapter.add("The averaged weights are measured, and beside them those of the last iteration (`eval.weights: both`).")
     _rest(chapter, section, told, "eval.")
     return chapter
 
@@ -304,6 +306,8 @@ def _files(config: Config) -> Item:
         item.add(f"checkpoints/best: names the one with the best {best.metric} (`checkpoints.keep_best`).")
         _rest(item, best, {"metric"}, "checkpoints.keep_best.")
     _rest(item, config.checkpoints, {"keep_best"}, "checkpoints.")
+    if config.eval.metrics and len(config.datasets) > 1:
+        item.add("val/<set>/<step>.csv: the figures of each picture, at each validation.")
     if config.eval.save_images and len(config.datasets) > 1:
         item.add("val/<set>/<image>/<step>.png: at each validation (`eval.save_images`).")
     if logger.visuals:

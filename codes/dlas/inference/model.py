@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlas.archs import create_network
 from dlas.engine import checkpoint
+from dlas.engine.passes.tiling import input_multiple, tile_grid
 from dlas.errors import CheckpointError, ConfigurationError
 from dlas.interop.ncnn import read_ncnn
 from dlas.interop.recognise import recognise
@@ -79,8 +80,8 @@ class Model(nn.Module):
         self.resize = found.resize
         self.network = found.build()
         self.channels = next((int(found.options[key]) for key in _INPUT_CHANNELS if key in found.options), 3)
-        self.multiple = int(getattr(self.network, "unshuffle", 1)) * int(getattr(self.network, "initial_stride", 1))
-        self.grid = math.lcm(int(getattr(self.network, "window_size", 1)), self.multiple)
+        self.multiple = input_multiple(self.network)
+        self.grid = tile_grid(self.network)
         self.scale: float = math.inf  # until it is measured on a picture that fits without padding
         side = max(2 * self.grid, 16)
         try:
@@ -102,8 +103,13 @@ class Model(nn.Module):
         if self.resize != 1:
             picture = F.interpolate(picture, scale_factor=self.resize, mode="bilinear", align_corners=False)
         if self.multiple > 1 and self.scale < math.inf:
-            picture = picture[..., : round(height * self.scale), : round(width * self.scale)]
+            picture = picture[..., : _scaled(height, self.scale), : _scaled(width, self.scale)]
         return picture
+
+
+def _scaled(length: int, scale: float) -> int:
+    # Lengths are symbols while a network is exported, and those cannot be rounded.
+    return length * int(scale) if scale == int(scale) else round(length * scale)
 
 
 def find(path: str | Path, network: str | None = None) -> Found:

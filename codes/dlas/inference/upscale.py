@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dlas.engine.passes.ensemble import self_ensemble
+from dlas.engine.passes.reach import EXACT, INVISIBLE
+from dlas.engine.passes.tiling import Tiler
 from dlas.engine.precision import Precision
-from dlas.inference.ensemble import self_ensemble
 from dlas.inference.model import Model
 from dlas.inference.pictures import Picture
-from dlas.inference.reach import EXACT, INVISIBLE
-from dlas.inference.tiling import Tiler
 from dlas.layers.resize import imresize
 
 Alpha = Literal["network", "bicubic", "drop"]

@@ -20,7 +20,7 @@ class GeneratorEmaInjector(Injector):
     """Runs a network with the running average of its weights (`train.ema`), without gradients and in evaluation mode.
 
     Its output is steadier than the network's own: the reference of the loss `ldl`. In evaluation it writes what the network
-    gives as it is: there the averaged weights are in place already where `eval.use_ema` asks for them.
+    gives as it is: there the averaged weights are in place already where `eval.weights` asks for them.
 
     Args:
         generator: the network to run.

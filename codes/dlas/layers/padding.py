@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,9 +17,13 @@ def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int = 1, mode: str = "
         mode: ``reflect`` (again and again where the picture is smaller than what is added) or ``constant`` (zeros).
 
     Returns:
-        The padded pictures; `x` itself if nothing is to be added.
+        The padded pictures; `x` itself if nothing is to be added. In a network that is exported, pictures must be of `minimum`
+        and, if they are reflected, larger than what is added.
     """
     height, width = x.shape[-2:]
+    if torch.compiler.is_exporting():  # one step that holds for every size
+        to_height, to_width = ((length + multiple - 1) // multiple * multiple for length in (height, width))
+        return F.pad(x, (0, to_width - width, 0, to_height - height), mode=mode)
     to_height = -(-max(height, minimum) // multiple) * multiple
     to_width = -(-max(width, minimum) // multiple) * multiple
     while (height, width) != (to_height, to_width):

@@ -78,11 +78,18 @@ class SpectralNormConv2d(nn.Module):
 
 
 def convolution(
-    in_channels: int, out_channels: int, kernel_size: int, *, spectral: bool, stride: int = 1, bias: bool = True
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    spectral: bool,
+    stride: int = 1,
+    padding: int = 1,
+    bias: bool = True,
 ) -> nn.Module:
-    """A convolution with one pixel of padding, with or without spectral normalisation."""
+    """A convolution with or without spectral normalisation."""
     kind = SpectralNormConv2d if spectral else nn.Conv2d
-    return kind(in_channels, out_channels, kernel_size, stride=stride, padding=1, bias=bias)
+    return kind(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
 
 
 def _unit(vector: Tensor) -> Tensor:

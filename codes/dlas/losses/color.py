@@ -21,16 +21,22 @@ _CRITERIA = ("l1", "l2", "charbonnier")
 
 
 class _PictureDistance(Loss):
-    """Distance between two pictures after both were changed by `view`."""
+    """Distance between two pictures after both were changed by `view`.
 
-    def __init__(self, name: str, real: str, fake: str, criterion: str, channels: int | None) -> None:
+    Attributes:
+        name: of the loss, for messages.
+        channels: that the pictures must have; None: any.
+    """
+
+    name: str
+    channels: int | None = None
+
+    def __init__(self, *, real: StateIn, fake: StateIn, criterion: Literal["l1", "l2", "charbonnier"] = "l1") -> None:
         super().__init__()
-        check_choice(name, "criterion", criterion, _CRITERIA)
-        self.name = name
+        check_choice(self.name, "criterion", criterion, _CRITERIA)
         self.real = real
         self.fake = fake
         self.criterion = criterion
-        self.channels = channels
 
     def view(self, image: Tensor) -> Tensor:
         """What is compared, from pictures (B, C, H, W) in float32."""
@@ -40,6 +46,24 @@ class _PictureDistance(Loss):
         real, fake = pictures(self.name, state, self.real, self.fake, self.channels)
         with torch.autocast(fake.device.type, enabled=False):
             return distance(self.criterion, self.view(fake), self.view(real))
+
+
+class _AveragedDistance(_PictureDistance):
+    """The same, of averages over squares."""
+
+    def __init__(
+        self,
+        *,
+        real: StateIn,
+        fake: StateIn,
+        criterion: Literal["l1", "l2", "charbonnier"] = "l1",
+        scale: PositiveInt = 4,
+    ) -> None:
+        super().__init__(real=real, fake=fake, criterion=criterion)
+        self.scale = scale
+
+    def view(self, image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, self.scale)
 
 
 @LOSSES.register("luma", "LumaLoss")
@@ -52,15 +76,15 @@ class LumaLoss(_PictureDistance):
         criterion: `l1` mean |d|; `l2` mean d^2; `charbonnier` mean sqrt(d^2 + 1e-6).
     """
 
-    def __init__(self, *, real: StateIn, fake: StateIn, criterion: Literal["l1", "l2", "charbonnier"] = "l1") -> None:
-        super().__init__("luma", real, fake, criterion, 3)
+    name = "luma"
+    channels = 3
 
     def view(self, image: Tensor) -> Tensor:
         return rgb_to_y(image)
 
 
 @LOSSES.register("color", "ColorLoss")
-class ColorLoss(_PictureDistance):
+class ColorLoss(_AveragedDistance):
     """Distance between chromas (Cb and Cr of BT.601, 16 to 240 over 255), each averaged over squares. In float32.
 
     Args:
@@ -70,23 +94,15 @@ class ColorLoss(_PictureDistance):
         scale: side of the squares in pixels; what is left at the right and lower edges is not compared.
     """
 
-    def __init__(
-        self,
-        *,
-        real: StateIn,
-        fake: StateIn,
-        criterion: Literal["l1", "l2", "charbonnier"] = "l1",
-        scale: PositiveInt = 4,
-    ) -> None:
-        super().__init__("color", real, fake, criterion, 3)
-        self.scale = scale
+    name = "color"
+    channels = 3
 
     def view(self, image: Tensor) -> Tensor:
-        return F.avg_pool2d(rgb_to_ycbcr(image)[:, 1:], self.scale)
+        return super().view(rgb_to_ycbcr(image)[:, 1:])
 
 
 @LOSSES.register("average", "AverageLoss")
-class AverageLoss(_PictureDistance):
+class AverageLoss(_AveragedDistance):
     """Distance between averages over squares of pixels. In float32.
 
     Args:
@@ -96,19 +112,7 @@ class AverageLoss(_PictureDistance):
         scale: side of the squares in pixels; what is left at the right and lower edges is not compared.
     """
 
-    def __init__(
-        self,
-        *,
-        real: StateIn,
-        fake: StateIn,
-        criterion: Literal["l1", "l2", "charbonnier"] = "l1",
-        scale: PositiveInt = 4,
-    ) -> None:
-        super().__init__("average", real, fake, criterion, None)
-        self.scale = scale
-
-    def view(self, image: Tensor) -> Tensor:
-        return F.avg_pool2d(image, self.scale)
+    name = "average"
 
 
 @LOSSES.register("blurred_color")
@@ -125,6 +129,8 @@ class BlurredColorLoss(_PictureDistance):
     `l2`, sigma 3).
     """
 
+    name = "blurred_color"
+
     def __init__(
         self,
         *,
@@ -133,7 +139,7 @@ class BlurredColorLoss(_PictureDistance):
         criterion: Literal["l1", "l2", "charbonnier"] = "l1",
         sigma: PositiveFloat = 3.0,
     ) -> None:
-        super().__init__("blurred_color", real, fake, criterion, None)
+        super().__init__(real=real, fake=fake, criterion=criterion)
         self.sigma = sigma
 
     def view(self, image: Tensor) -> Tensor:

@@ -103,10 +103,11 @@ class FrechetMetric(PreparedMetric):
         self.true.merge(other.true)
 
     def compute(self) -> Tensor:
-        """The distance, float64; NaN for fewer than two pictures or patches."""
-        if self.predicted.count < 2:
+        """The distance, float64; NaN for fewer than two pictures or patches, and for ones that are not finite."""
+        moments = (*self.predicted.compute(), *self.true.compute()) if self.predicted.count > 1 else ()
+        if not moments or not all(bool(each.isfinite().all()) for each in moments):
             return torch.tensor(torch.nan, dtype=torch.float64)
-        return frechet_distance(*self.predicted.compute(), *self.true.compute())
+        return frechet_distance(*moments)
 
     def _cut(self, image: Tensor) -> Tensor:
         image = image.float()

@@ -70,7 +70,7 @@ def niqe(luma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
         covariance: of them, (36, 36).
 
     Returns:
-        float64, no dimensions.
+        float64, no dimensions; NaN for a picture that is not finite, or in which fewer than two blocks have a value.
 
     Raises:
         ValueError: there are fewer than two blocks.
@@ -85,7 +85,10 @@ def niqe(luma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     image = luma[: rows * _BLOCK, : columns * _BLOCK]
     features = torch.cat([_features(image, _BLOCK), _features(imresize(image[None] / 255, 0.5)[0] * 255, _BLOCK // 2)], 1)
     own_mean = features.nanmean(0)
-    own_covariance = features[~features.isnan().any(1)].mT.cov()
+    usable = features[~features.isnan().any(1)]
+    if len(usable) < 2 or not image.isfinite().all():
+        return torch.full((), torch.nan, dtype=torch.float64)
+    own_covariance = usable.mT.cov()
     distance = mean - own_mean
     return (distance @ torch.linalg.pinv((covariance + own_covariance) / 2) @ distance).sqrt()
 

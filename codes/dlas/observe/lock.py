@@ -22,12 +22,13 @@ _STALE = 6 * HEARTBEAT
 
 
 @contextmanager
-def locked(file: Path, purpose: str) -> Iterator[None]:
+def locked(file: Path, purpose: str, elsewhere: str = "give this run another 'name'") -> Iterator[None]:
     """Holds a lock while it is open.
 
     Args:
         file: the lock's file; it stays when the lock ends.
         purpose: what the holder does, for the message: `training in experiments/x`.
+        elsewhere: what to do instead of waiting.
 
     Raises:
         TrainingError: another process holds it.
@@ -37,18 +38,18 @@ def locked(file: Path, purpose: str) -> Iterator[None]:
         # The lock belongs to whoever has the file open. Data workers outlive a killed run by seconds; they must not keep it.
         if hasattr(os, "register_at_fork"):  # not on Windows
             os.register_at_fork(after_in_child=partial(_close_quietly, weakref.ref(opened)))
-        with _named_in(opened) if _flock(opened, purpose) else _signs_of_life(file, purpose):
+        with _named_in(opened) if _flock(opened, purpose, elsewhere) else _signs_of_life(file, purpose, elsewhere):
             yield
 
 
-def _flock(opened: TextIO, purpose: str) -> bool:
+def _flock(opened: TextIO, purpose: str, elsewhere: str) -> bool:
     """Takes the lock; False where there are none: on Windows, and on some network file systems."""
     try:
         import fcntl
 
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise _refusal(_parse(_read(opened)), purpose) from error
+        raise _refusal(_parse(_read(opened)), purpose, elsewhere) from error
     except (ImportError, OSError):
         return False
     return True
@@ -65,7 +66,7 @@ def _named_in(opened: TextIO) -> Iterator[None]:
 
 
 @contextmanager
-def _signs_of_life(file: Path, purpose: str) -> Iterator[None]:
+def _signs_of_life(file: Path, purpose: str, elsewhere: str) -> Iterator[None]:
     """In place of a lock: a second file that its holder touches again and again."""
     claim = file.with_name(f"{file.name}.holder")
     mine = _this_process()
@@ -78,10 +79,10 @@ def _signs_of_life(file: Path, purpose: str) -> Iterator[None]:
             with suppress(FileNotFoundError):
                 holder = _parse(claim.read_text(encoding="utf-8"))
                 if not _is_stale(claim, file, holder):
-                    raise _refusal(holder, purpose) from error
+                    raise _refusal(holder, purpose, elsewhere) from error
                 claim.unlink()
     else:
-        raise _refusal({}, purpose)
+        raise _refusal({}, purpose, elsewhere)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(claim, ended), name="lock", daemon=True)
     beating.start()
@@ -123,8 +124,8 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     return holder.get("started") in (None, _started(pid))
 
 
-def _refusal(holder: dict[str, Any], purpose: str) -> TrainingError:
-    advice = "wait for its end, or give this run another 'name'"
+def _refusal(holder: dict[str, Any], purpose: str, elsewhere: str) -> TrainingError:
+    advice = f"wait for its end, or {elsewhere}"
     if "pid" not in holder:
         return TrainingError(f"another process is {purpose}; {advice}")
     who = f"process {holder['pid']} on {str(holder.get('host', '?')).split()[0]}"

@@ -11,7 +11,7 @@ def comparison_sheet(pictures: list[Tensor], size: int = 256, gap: int = 4) -> T
     """The middle of pictures side by side, cut so that single pixels can be seen; smaller pictures are enlarged pixel by pixel.
 
     Args:
-        pictures: the same view in different resolutions, each (3, h, w) in [0, 1]; the last one sets the scale.
+        pictures: the same view in different resolutions, each (3, h, w) or (1, h, w) in [0, 1]; the last one sets the scale.
         size: height and width of the part that is shown, in pixels of the last one.
         gap: white pixels between them.
 
@@ -25,7 +25,7 @@ def comparison_sheet(pictures: list[Tensor], size: int = 256, gap: int = 4) -> T
         part = _middle(picture.detach().float().cpu().clamp(0, 1), share)
         if part.shape[-2:] != (height, width):
             part = F.interpolate(part[None], size=(height, width), mode="nearest")[0]
-        columns += [part, torch.ones(3, height, gap)]
+        columns += [part.expand(3, -1, -1), torch.ones(3, height, gap)]
     return torch.cat(columns[:-1], dim=-1)
 
 

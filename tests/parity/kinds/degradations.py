@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -40,15 +41,15 @@ def check(fixture: Fixture, case: str) -> None:
     image, sharp = tensors["in.img"], tensors["in.img_usm"]
     quality = tensors["in.jpeg_quality"]
     if case.startswith("filter2D"):
-        shared = case.endswith("shared")
-        found = filter2d(image, tensors["in.kernels21"][:1] if shared else tensors["in.kernels21"])
+        blurs = next(tensor for name, tensor in tensors.items() if name.startswith("in.kernels"))
+        found = filter2d(image, blurs[:1] if case.endswith("shared") else blurs)
     elif case == "usm_kernel":
         line = gaussian(tensors["out.usm_kernel"].shape[-1]).float()
         found = torch.outer(line, line)[None]
     elif case == "usm":
         found = usm_sharpen(sharp)
-    elif case == "usm_weight1_thr5":
-        found = usm_sharpen(sharp, weight=1.0, threshold=5.0)
+    elif told := re.fullmatch(r"usm_weight([\d.]+)_thr([\d.]+)", case):
+        found = usm_sharpen(sharp, weight=float(told[1]), threshold=float(told[2]))
     elif case == "jpeg":
         found = jpeg(image, quality)
     elif case.startswith("jpeg_q"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,6 +19,9 @@ from parity.manifests import check_layout
 NOT_BUILT = ("img_", "latent", "styledconv", "w")
 """Outputs of the generator, which the project does not have yet."""
 
+OPTIONS = ("size", "channel_multiplier", "blur_kernel")
+"""Arguments of the reference's constructors that the discriminator takes; the others are the generator's."""
+
 RESAMPLED: dict[str, dict[str, Any]] = {
     "up2": {"up": 2, "pad": (2, 1)},
     "down2": {"down": 2, "pad": (1, 1)},
@@ -27,10 +31,11 @@ RESAMPLED: dict[str, dict[str, Any]] = {
 
 
 def build(fixture: Fixture) -> nn.Module:
-    narrowed = {"max_channels": 16} if "channel_override" in fixture.json else {}
-    size = fixture.json["constructor"]["size"]
-    network = create_network({"which_model_D": "stylegan2_rosinality_disc", "size": size, **narrowed})
     weights = fixture.build_weights(fixture.json["weights"]["discriminator"])
+    options = {key: value for key, value in fixture.json["constructor"].items() if key in OPTIONS}
+    if "channel_override" in fixture.json:  # the last block is the widest
+        options["max_channels"] = weights["final_conv.0.weight"].shape[0]
+    network = create_network({"which_model_D": "stylegan2_rosinality_disc", **options})
     kept = {key: value for key, value in network.state_dict().items() if key.endswith(".kernel")}
     network.load_state_dict(kept | weights)
     return network.eval()
@@ -51,9 +56,9 @@ def check(fixture: Fixture, case: str) -> None:
         compare(found, fixture.tensors[f"out.{case}"], "output", case)
         return
     network, x = build(fixture), fixture.tensors["in.d.x"]
-    if case in ("d", "d_batch2"):
+    if told := re.fullmatch(r"d(?:_batch(\d+))?", case):
         with torch.no_grad():
-            compare(network(x[: 2 if case == "d_batch2" else 4]), fixture.tensors[f"out.{case}"], "output", case)
+            compare(network(x[: int(told[1]) if told[1] else len(x)]), fixture.tensors[f"out.{case}"], "output", case)
         return
     compare(_loss(network, x, case), torch.tensor(fixture.json["values"][case]), "output", case)
 

@@ -18,7 +18,7 @@ def check_checkpoints(config: Config, problems: list[Problem], training: bool) -
     best = section.keep_best
     if best is None or config.eval is None:
         return
-    metrics = config.eval.metrics or []
+    metrics = config.eval.figures
     if best.metric is not None and best.metric not in metrics:
         fix = f"take one of: {', '.join(metrics)}" if metrics else "name it there"
         at(best, "metric", problems).note(f"'{best.metric}' is not measured: it is not in eval.metrics", fix)

@@ -145,3 +145,6 @@ def _names(value: Any, place: Cursor) -> Iterator[tuple[str, Cursor]]:
     elif isinstance(value, list):
         for position, item in enumerate(value):
             yield from _names(item, place.item(value, position))
+    elif isinstance(value, dict):  # names of arguments to keys
+        for argument, item in value.items():
+            yield from _names(item, place.value(value, argument))

@@ -11,6 +11,7 @@ from dlas.config.wiring.components import at, chosen, key_at
 from dlas.config.wiring.gates import Window, window_of
 
 _MILESTONES = ("gen_lr_steps", "milestones", "restarts")
+_WIDEST = 12**-0.5  # where the exponent of a power-function average becomes 0
 _DURATIONS = ("total_steps", "warmup", "warmup_steps")
 
 
@@ -28,6 +29,7 @@ def check_limits(config: Config, problems: list[Problem], training: bool) -> Non
         _check_eval_injector(injector, problems)
     if training:
         _check_batch(config, problems)
+        _check_averages(config, problems)
         _check_validation(config, problems)
     if niter is not None:
         for scheme in _schedules(config):
@@ -128,6 +130,22 @@ def _check_schedule(scheme: ScheduleConfig, niter: int, problems: list[Problem])
             what = f"longer than the run, which has {niter} iterations"
             fix = "leave it out: it is the length of the run by default" if name == "total_steps" else "lower it"
             at(scheme, name, problems).note(what, fix, "warning")
+
+
+def _check_averages(config: Config, problems: list[Problem]) -> None:
+    ema = config.train.ema if config.train else None
+    if ema is None:
+        return
+    what = "a power-function average spans less than 0.288 of the run"
+    if isinstance(ema.width, float) and ema.width >= _WIDEST:
+        at(ema, "width", problems).note(f"{ema.width:g} is too wide: {what}", "0.25 averages nearly all of it")
+    if ema.post_hoc is not None:
+        for width in ema.post_hoc.widths or ():
+            if isinstance(width, float) and width >= _WIDEST:
+                at(ema.post_hoc, "widths", problems).note(f"{width:g} is too wide: {what}", "EDM2 keeps 0.05 and 0.1")
+    for other in ("rate", "warmup"):
+        if ema.width is not None and other in ema.given:
+            key_at(ema, other, problems).note(f"has no effect beside 'width: {ema.width}'", "remove one of them", "warning")
 
 
 def _check_frequencies(config: Config, niter: int, problems: list[Problem]) -> None:

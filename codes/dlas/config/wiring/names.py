@@ -75,5 +75,6 @@ def _check_datasets(config: Config, problems: list[Problem]) -> None:
             Cursor(section.mark, section.yaml_path, problems).note(what, "call it 'val...' if that is meant", "warning")
         for key in _LOADER_KEYS:
             if chosen(section, key):
-                what = "has no effect: evaluation takes one sample at a time, in the main process"
-                key_at(section, key, problems).note(what, "remove it", "warning")
+                what = "has no effect: evaluation reads its samples one after the other, in the main process"
+                fix = "set 'eval.batch_size'" if key == "batch_size" else "remove it"
+                key_at(section, key, problems).note(what, fix, "warning")

@@ -9,8 +9,8 @@ from functools import partial
 from dlas.data.audit.facts import FileFacts, ItemFacts, examine
 from dlas.data.audit.findings import KINDS, Finding, Severity
 from dlas.data.audit.judge import judge_leaks, judge_set
-from dlas.data.audit.pool import map_in_processes
 from dlas.data.inventory import Inventory, Item
+from dlas.data.pool import DIED, map_in_processes
 
 TRAINING = "train"
 
@@ -94,5 +94,4 @@ def _judge(audited: AuditedSet, training: AuditedSet | None) -> list[Finding]:
 
 
 def _died(item: Item) -> ItemFacts:
-    reason = "the process that read it died, for want of memory or in its decoder; cut it into parts or remove it"
-    return ItemFacts({role: FileFacts(path, reason) for role, path in item.files.items()})
+    return ItemFacts({role: FileFacts(path, DIED) for role, path in item.files.items()})

@@ -19,11 +19,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dlas.data.images import lmdb_folder
+from dlas.data.images import lmdb_folder, video_folder
 from dlas.data.images.files import ImageArray
 from dlas.errors import ConfigurationError, DataError, printable
 
@@ -43,6 +43,21 @@ class _Identity(NamedTuple):
     size: int
     mtime_ns: int
     digest: bytes
+
+
+State = Literal["sound", "absent", "spoiled"]
+"""Of an image in the cache. Pixels of another state of its file count as absent."""
+
+
+class Room(NamedTuple):
+    """Bytes that the cache may still take, by its budget and by what the disk has beside a GB for others."""
+
+    budget: int
+    disk: int
+
+
+class _SpoiledError(Exception):
+    """A file of the cache is damaged."""
 
 
 class MappedCache:
@@ -113,25 +128,50 @@ class MappedCache:
         except OSError:  # to read the file says more of what is wrong with it
             return make()
         file = self._file(name)
-        found = _map(file, identity)
+        try:
+            found = _map(file, identity)
+        except _SpoiledError as error:
+            _LOG.warning("%s: this file of the cache %s; it is made again", printable(file), error)
+            found = None
         if found is None:
             found = make()
             self._put(file, identity, found)
         return found
 
-    def holds(self, path: Path, variant: str, *, whole: bool = False) -> bool:
-        """Whether the pixels are there and of today's file.
+    def state(self, path: Path, variant: str, *, whole: bool = False) -> State:
+        """What is there for an image; nothing is changed.
 
         Args:
-            path: the file that they come from.
+            path: the file that the pixels come from.
             variant: as for `image`.
-            whole: read them all and compare with their checksum.
+            whole: read them all and compare with their checksum; else only the head is looked at.
         """
         name = _name(path, variant)
         try:
-            return _map(self._file(name), _identify(path, name), whole=whole) is not None
+            return "absent" if _map(self._file(name), _identify(path, name), whole=whole) is None else "sound"
+        except _SpoiledError:
+            return "spoiled"
         except OSError:
-            return False
+            return "absent"
+
+    def discard(self, path: Path, variant: str) -> None:
+        """Removes what is there for an image."""
+        file = self._file(_name(path, variant))
+        with self._locked() as counter, suppress(FileNotFoundError):
+            size = file.stat().st_size
+            file.unlink()
+            _write_count(counter, _read_count(counter, self.folder) - size)
+
+    def room(self) -> Room:
+        """What may still be put there.
+
+        Raises:
+            DataError: the folder cannot be used.
+        """
+        self.open()
+        with self._locked() as counter:
+            used = _read_count(counter, self.folder)
+        return Room(max(self.budget - used, 0), max(_free(self.folder) - _ROOM, 0))
 
     def _file(self, name: bytes) -> Path:
         text = name.hex()
@@ -206,7 +246,8 @@ def _name(path: Path, variant: str) -> bytes:
 
 
 def _identify(path: Path, name: bytes) -> _Identity:
-    status = (path.parent / "data.mdb" if lmdb_folder.is_inside(path) else path).stat()
+    file = path.parent / "data.mdb" if lmdb_folder.is_inside(path) else path.parent if video_folder.is_inside(path) else path
+    status = file.stat()
     return _Identity(status.st_size, status.st_mtime_ns, name)
 
 
@@ -218,8 +259,17 @@ def _header(identity: _Identity, pixels: ImageArray) -> bytes:
     return fields + struct.pack("<I", zlib.crc32(fields))
 
 
+def size_of(height: int, width: int, itemsize: int) -> int:
+    """Bytes that an image takes in the cache."""
+    return _START + height * width * 3 * itemsize
+
+
 def _map(file: Path, identity: _Identity, *, whole: bool = False) -> ImageArray | None:
-    """The pixels of a file of the cache; None if it is missing, of another state of the image, or damaged (which is said)."""
+    """The pixels of a file of the cache; None if it is missing or of another state of the image.
+
+    Raises:
+        _SpoiledError: it is damaged; the message says how.
+    """
     try:
         opened = file.open("rb", buffering=0)
     except OSError:
@@ -228,29 +278,21 @@ def _map(file: Path, identity: _Identity, *, whole: bool = False) -> ImageArray 
         size = os.fstat(opened.fileno()).st_size
         header = opened.read(_START)
         if len(header) < _START or header[:8] != _MAGIC or zlib.crc32(header[:-4]) != struct.unpack("<I", header[-4:])[0]:
-            _say_damaged(file, "has no valid header")
-            return None
+            raise _SpoiledError("has no valid header")
         _, height, width, itemsize, checksum, *known = _HEADER.unpack(header[: _HEADER.size])
         if tuple(known) != identity:
             return None
-        if size != _START + height * width * 3 * itemsize:
-            _say_damaged(file, f"has {size} bytes where {_START + height * width * 3 * itemsize} belong")
-            return None
+        if size != size_of(height, width, itemsize):
+            raise _SpoiledError(f"has {size} bytes where {size_of(height, width, itemsize)} belong")
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        _say_damaged(file, f"cannot be read: {error.strerror}")
-        return None
+        raise _SpoiledError(f"cannot be read: {error.strerror}") from error
     finally:
         opened.close()
     pixels: Any = np.frombuffer(mapped, np.uint8 if itemsize == 1 else np.uint16, offset=_START)
     if whole and zlib.crc32(pixels.data) != checksum:
-        _say_damaged(file, "holds other pixels than were written")
-        return None
+        raise _SpoiledError("holds other pixels than were written")
     return pixels.reshape(height, width, 3)
-
-
-def _say_damaged(file: Path, what: str) -> None:
-    _LOG.warning("%s: this file of the cache %s; it is made again", printable(file), what)
 
 
 def _write(handle: int, header: bytes, pixels: ImageArray) -> None:

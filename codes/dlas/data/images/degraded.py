@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.cache import MappedCache
-from dlas.data.images.files import ImageArray, read_image
+from dlas.data.images.files import ImageArray, open_rows, read_image
 from dlas.data.images.paired import check_repeats, find_pairs
-from dlas.data.images.pairs import items_of, unique_names
-from dlas.data.images.png_rows import PngRows, open_rows
+from dlas.data.images.pairs import Kept, KeptImage, items_of, unique_names
+from dlas.data.images.png_rows import PngRows
 from dlas.data.inventory import Inventory
 from dlas.degradations import create_degradation
 from dlas.degradations.base import Recipe, Sharpen
@@ -127,6 +127,11 @@ class DegradedImages(Dataset):
                 self._read(index)
             except BadSample:
                 continue
+
+    def kept_images(self) -> Kept | None:
+        if self._mapped is None:
+            return None
+        return Kept(self._mapped, [(KeptImage(path),) for path in dict.fromkeys(self.files)])
 
     def __getitem__(self, request: Request) -> Sample:
         if self.training:

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dlas.data.base import BadSample
-from dlas.data.images import lmdb_folder
+from dlas.data.images import lmdb_folder, png_rows, video_folder
 from dlas.errors import DataError, printable
 
 _LOG = logging.getLogger(__name__)
@@ -92,7 +92,25 @@ def read_image(path: str | Path) -> ImageArray:
     Raises:
         BadSample: missing, unreadable, empty, truncated, not an image, or of a kind that is refused.
     """
-    return _read(path, _mention_transparency)[0]
+    data = read_bytes(path)
+    rows = _rows(path, data)
+    return _decode(path, data, _mention_transparency)[0] if rows is None else rows[:, :]
+
+
+def open_rows(path: str | Path) -> png_rows.PngRows | None:
+    """Opens a file for reading in part; what a part holds is what `read_image` gives there.
+
+    Returns:
+        None where that is not possible, or something is wrong with the file: `read_image` tells more.
+    """
+    try:
+        return _rows(path, read_bytes(path))
+    except BadSample:
+        return None
+
+
+def _rows(path: str | Path, data: bytes) -> png_rows.PngRows | None:
+    return png_rows.open_rows(data, lambda: _decode(path, data, _mention_transparency)[0])
 
 
 def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
@@ -101,7 +119,7 @@ def read_with_header(path: str | Path) -> tuple[ImageArray, Header]:
     Raises:
         BadSample: as for `read_image`.
     """
-    return _read(path, _header)
+    return _decode(path, read_bytes(path), _header)
 
 
 def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, Header]:
@@ -110,8 +128,8 @@ def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, He
     Raises:
         BadSample: as for `read_image`.
     """
-    array, header = _read(path, _header)
     data = read_bytes(path)
+    array, header = _decode(path, data, _header)
     try:
         with Image.open(BytesIO(data)) as image:
             if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
@@ -127,8 +145,7 @@ def read_with_alpha(path: str | Path) -> tuple[ImageArray, ImageArray | None, He
     return array, None if alpha is None else np.ascontiguousarray(_upright(alpha, header.orientation)), header
 
 
-def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
-    data = read_bytes(path)
+def _decode(path: str | Path, data: bytes, describe: Callable[[Image.Image, str | Path, int], T]) -> tuple[ImageArray, T]:
     try:
         image = Image.open(BytesIO(data))
     except UnidentifiedImageError as error:
@@ -159,6 +176,22 @@ def _read(path: str | Path, describe: Callable[[Image.Image, str | Path, int], T
     return np.ascontiguousarray(_upright(array, orientation)), description
 
 
+def read_size(path: str | Path) -> tuple[int, int, int]:
+    """Sides of an image in pixels, as they lie in the file, and bytes a value of what `read_image` makes of it: 1 or 2.
+
+    Only the head of the file is understood, so it may be damaged further on.
+
+    Raises:
+        BadSample: missing, unreadable, empty, or not an image.
+    """
+    data = read_bytes(path)
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.height, image.width, 2 if _has_sixteen_bits(image, data) else 1
+    except Exception as error:  # each of Pillow's decoders has its own idea of what to raise
+        raise _broken(path, data, error) from error
+
+
 def to_tensor(array: ImageArray) -> Tensor:
     """(H, W, 3) uint8 or uint16 to float32 (3, H, W) in [0, 1]."""
     return unit_range(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
@@ -186,9 +219,14 @@ def write_png(path: str | Path, image: Tensor, bits: int = 8) -> None:
         raise ValueError(f"a PNG has 8 or 16 bits here, got {bits}")
     values = image.detach().float().nan_to_num(nan=0.0).clamp(0, 1).mul(2**bits - 1).round()
     array: ImageArray = values.permute(1, 2, 0).cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)
+    write_whole(Path(path), encode_png(array))
+
+
+def encode_png(array: ImageArray) -> bytes:
+    """A PNG file of (H, W, 3) RGB or (H, W, 1) grey pixels, of their depth."""
     done, data = cv2.imencode(".png", array[:, :, ::-1])  # OpenCV's channel order is BGR
     assert done
-    write_whole(Path(path), data.tobytes())
+    return data.tobytes()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -205,19 +243,21 @@ def write_whole(path: Path, data: bytes) -> None:
 def list_images(root: str | Path) -> list[Path]:
     """All image files below a folder, links followed, hidden files left out, in natural order (`2.png` before `10.png`).
 
-    Of a folder that ends in `.lmdb`, the entries of the database.
+    Of a folder that ends in `.lmdb`, the entries of the database; of a video, its frames.
 
     Args:
-        root: the folder.
+        root: the folder, or a video.
 
     Raises:
         DataError: the folder is missing, or holds no image; what it holds is said.
     """
     root = Path(root).expanduser()
     shown = printable(root)
+    if video_folder.is_video(root):
+        return [root / name for name in video_folder.entries(root)]
     if not _is_folder(root):
         kind = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{shown}: {kind}; expected a folder of images (the path is relative to {Path.cwd()})")
+        raise DataError(f"{shown}: {kind}; expected a folder of images, or a video (the path is relative to {Path.cwd()})")
     if root.suffix == lmdb_folder.ENDING:
         return sorted((root / name for name in lmdb_folder.entries(root)), key=lambda file: _natural(file.relative_to(root)))
     files = list(_walk(root))
@@ -281,6 +321,11 @@ def read_bytes(path: str | Path) -> bytes:
         if entry is None:
             raise BadSample(path, "is named by meta_info.txt and not in the database; make the database again")
         return entry
+    if video_folder.is_inside(path):
+        frame = video_folder.content(Path(path))
+        if frame is None:
+            raise BadSample(path, "cannot be decoded; the video is damaged or has no such frame: fetch it again")
+        return frame
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would never answer

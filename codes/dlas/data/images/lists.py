@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from dlas.errors import ConfigurationError, DataError, printable
 
 # `0001.png (480,480,3) 1`: size and level of compression are for other programs
 _LINE = re.compile(r"(?P<name>.*?)(?:\s+\(\s*\d+(?:\s*,\s*\d+)*\s*\)(?:\s+\d+)?)?")
+_BETWEEN = ", "  # `0001.png, 0001_lq.png`: a pair
 _EXAMPLES = 5
 
 
@@ -39,17 +40,12 @@ def images_of(root: str | Path, meta_info: str | None) -> list[Path]:
 def read_list(path: str | Path) -> list[str]:
     """The names in a list: one a line, as they are or followed by `(height,width,channels)`; empty lines are passed over.
 
+    Of lines that name a pair, the first names.
+
     Raises:
         DataError: the file is missing, no text, names nothing, or a name twice.
     """
-    path = Path(path).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise DataError(f"{printable(path)}: this list of images cannot be read: {said}; correct meta_info") from error
-    matches = [_LINE.fullmatch(line.strip()) for line in lines]
-    names = [match["name"] for match in matches if match and match["name"]]
+    names = [name for name, _ in _entries(path)]
     if not names:
         raise DataError(f"{printable(path)}: this list names no image; expected one file name a line")
     if len(set(names)) < len(names):
@@ -58,6 +54,41 @@ def read_list(path: str | Path) -> list[str]:
             f"{printable(path)}: this list names {printable(twice)} more than once; use `repeats` for whole folders"
         )
     return names
+
+
+def list_text(images: Iterable[tuple[str, int, int]]) -> str:
+    """A list as `read_list` reads it and BasicSR writes it: `0001.png (480,480,3)`.
+
+    Args:
+        images: name, height and width of each.
+    """
+    return "".join(f"{name} ({height},{width},3)\n" for name, height, width in images)
+
+
+def partners_in(path: str | Path) -> dict[Path, Path]:
+    """The partners that a list names, by the image they belong to: on lines like `0001.png, 0001_lq.png`.
+
+    Raises:
+        DataError: the file is missing or no text.
+    """
+    return {Path(name): Path(partner) for name, partner in _entries(path) if partner is not None}
+
+
+def _entries(path: str | Path) -> list[tuple[str, str | None]]:
+    path = Path(path).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise DataError(f"{printable(path)}: this list of images cannot be read: {said}; correct meta_info") from error
+    found: list[tuple[str, str | None]] = []
+    for line in lines:
+        first, _, second = line.strip().partition(_BETWEEN)
+        if all(Path(name).suffix.lower() in EXTENSIONS for name in (first, second)):
+            found.append((first, second))
+        elif (match := _LINE.fullmatch(line.strip())) and match["name"]:
+            found.append((match["name"], None))
+    return found
 
 
 def one_for_each(roots: Sequence[str], values: Any, name: str) -> list[Any]:

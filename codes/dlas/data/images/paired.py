@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlas.data.images.files import list_images
-from dlas.data.images.lists import images_of, one_for_each, partner_names
+from dlas.data.images.lists import images_of, one_for_each, partner_names, partners_in
 from dlas.data.images.pairs import Files, ImagePairs, items_of
 from dlas.data.inventory import Alone, Inventory
 from dlas.errors import ConfigurationError, DataError, printable
@@ -31,7 +31,8 @@ class PairedImages(ImagePairs):
             Without it the low-quality image is made with MATLAB's bicubic interpolation.
         scale: how many times larger the high-quality image is.
         meta_info: text file that names the images to take from `dataroot_gt`, one relative path a line (BasicSR's
-            `meta_info_file`); for several folders a list of such files.
+            `meta_info_file`), or the image and its partner below `dataroot_lq` (`0001.png, 0001_lq.png`); for several folders
+            a list of such files.
         repeats: for several folders: how often the images of each are taken in an epoch (train phase).
         filename_template: name of a partner, without extension; `{}` stands for that of the high-quality image (`{}x4` finds
             `0001x4.png` for `0001.png`).
@@ -152,6 +153,9 @@ def match_folders(
             raise ConfigurationError(
                 "filename_template is for the files in dataroot_lq, which is not given; remove it or give both"
             )
+        for names in lists:
+            if names is not None and partners_in(names):
+                raise ConfigurationError(f"{names} names pairs, and dataroot_lq, where the second of each lies, is not given")
         return Pairing(
             [
                 Files(path)
@@ -177,11 +181,12 @@ def match_folders(
 
 def _match_listed(gt_root: str, lq_root: str, names: str, template: str, pairing: Pairing) -> None:
     gt_base, lq_base = Path(gt_root).expanduser(), Path(lq_root).expanduser()
-    there = set(list_images(lq_base))
+    there, told = set(list_images(lq_base)), partners_in(names)
     alone = []
     for path in images_of(gt_base, names):
         name = path.relative_to(gt_base)
-        partner = next((lq_base / each for each in partner_names(name, template) if lq_base / each in there), None)
+        wanted = [told[name]] if name in told else partner_names(name, template)
+        partner = next((lq_base / each for each in wanted if lq_base / each in there), None)
         if partner is None:
             alone.append(name)
             pairing.alone.append(Alone(path, f"has no low-quality partner in {lq_root}"))

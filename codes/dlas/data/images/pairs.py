@@ -13,8 +13,7 @@ import torch
 
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.data.images.cache import MappedCache
-from dlas.data.images.files import ImageArray, read_image, to_tensor, unit_range
-from dlas.data.images.png_rows import open_rows
+from dlas.data.images.files import ImageArray, open_rows, read_image, to_tensor, unit_range
 from dlas.data.inventory import Item
 from dlas.errors import ConfigurationError
 from dlas.layers.resize import imresize
@@ -124,6 +123,15 @@ class ImagePairs(Dataset):
             except BadSample:
                 continue
 
+    def kept_images(self) -> Kept | None:
+        if self._mapped is None:
+            return None
+        samples = []
+        for hq, lq in dict.fromkeys(self.files):
+            partner = [KeptImage(lq)] if lq is not None else [KeptImage(hq, self.scale)] if self.scale > 1 else []
+            samples.append((KeptImage(hq), *partner))
+        return Kept(self._mapped, samples)
+
     def _planes(self, index: int) -> Planes:
         files = self.files[index]
         planes = self._kept.get(files)
@@ -134,14 +142,8 @@ class ImagePairs(Dataset):
         return planes
 
     def _load(self, files: Files) -> Planes:
-        hq = self._read(files.hq)
+        hq = whole_multiple(self._read(files.hq), self.scale, files.hq)
         height, width = hq.shape[0] // self.scale, hq.shape[1] // self.scale
-        if min(height, width) == 0:
-            raise BadSample(
-                files.hq,
-                f"is {hq.shape[1]} x {hq.shape[0]} pixels; expected {self.scale} or more each way (the scale); remove it",
-            )
-        hq = hq[: height * self.scale, : width * self.scale]
         lq = self._shrunk(files.hq, hq) if files.lq is None else self._read(files.lq)
         if lq.shape[:2] != (height, width):
             raise BadSample(
@@ -229,6 +231,48 @@ def _check_sizes(training: bool, scale: int, target_size: int) -> None:
 def items_of(files: Sequence[Files]) -> list[Item]:
     """The pairs as an inventory lists them."""
     return [Item({"hq": pair.hq} if pair.lq is None else {"hq": pair.hq, "lq": pair.lq}) for pair in files]
+
+
+class KeptImage(NamedTuple):
+    """An image of the mapped cache as data sets ask for it: as it is decoded, or made `scale` times smaller."""
+
+    path: Path
+    scale: int = 1
+
+    @property
+    def variant(self) -> str:
+        return "" if self.scale == 1 else shrunk_variant(self.scale)
+
+    def visit(self, cache: MappedCache) -> None:
+        """Puts it there if it is not.
+
+        Raises:
+            BadSample: the file is unusable.
+        """
+        hq = cache.image(self.path, "", lambda: read_image(self.path))
+        if self.scale > 1:
+            cache.image(self.path, self.variant, lambda: shrink(whole_multiple(hq, self.scale, self.path), self.scale))
+
+
+class Kept(NamedTuple):
+    """A mapped cache, and what a data set keeps there for each sample."""
+
+    cache: MappedCache
+    samples: Sequence[tuple[KeptImage, ...]]
+
+
+def whole_multiple(image: ImageArray, scale: int, path: Path) -> ImageArray:
+    """The image, cropped at the right and bottom until its sides are multiples of `scale`.
+
+    Raises:
+        BadSample: nothing is left.
+    """
+    height, width = (side // scale * scale for side in image.shape[:2])
+    if min(height, width) == 0:
+        raise BadSample(
+            path, f"is {image.shape[1]} x {image.shape[0]} pixels; expected {scale} or more each way (the scale); remove it"
+        )
+    return image[:height, :width]
 
 
 def shrunk_variant(scale: int) -> str:

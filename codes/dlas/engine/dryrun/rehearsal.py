@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlas.config import Config, Problem
 from dlas.config.schema import StepConfig
+from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import memory_format
 from dlas.engine.dryrun.batch import fake_batch
@@ -21,7 +22,6 @@ from dlas.engine.dryrun.kinds import iteration_kinds, switched_on
 from dlas.engine.dryrun.problems import ProblemList, describe
 from dlas.engine.dryrun.tracker import Peak, Tracker
 from dlas.engine.dryrun.watched import RehearsedStep, Stage
-from dlas.engine.ema import ModelEma
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.step import TrainingStep
@@ -215,9 +215,8 @@ class _Rehearsal:
         trained = {name for step in steps for name in step.trained}
         for name in self.networks.keys() - trained:
             self.networks[name].requires_grad_(False)
-        ema = self.config.train.ema if self.config.train else None
-        keep = ema is not None and ema.enabled
-        self.emas = {n: ModelEma(self.networks[n], rate=ema.rate, warmup=ema.warmup) for n in trained} if keep and ema else {}
+        trained_networks = {name: self.networks[name] for name in trained}
+        self.averages = Averages(self.config.train.ema, trained_networks) if self.config.train else None
         for step in steps:
             _create_optimizer_state(step)
         return steps
@@ -251,7 +250,7 @@ class _Rehearsal:
         runner = IterationRunner(
             self.steps,
             self.networks,
-            self.emas,
+            self.averages,
             seed=self.config.seed,
             cutting=Cutting(self.parts),
             device=DEVICE,
@@ -269,9 +268,10 @@ class _Rehearsal:
         )
 
     def _hold_what_is_there(self, tracker: Tracker, batch: Mapping[str, Any], number: int) -> None:
+        averages = self.averages.all() if self.averages is not None else ()
         tracker.hold((p for network in self.networks.values() for p in network.parameters()), "parameters")
         tracker.hold((b for network in self.networks.values() for b in network.buffers()), "buffers")
-        tracker.hold((average for ema in self.emas.values() for average in ema._averages), "averages")
+        tracker.hold((average for ema in averages for average in ema._averages), "averages")
         tracker.hold((value for value in batch.values() if isinstance(value, Tensor)), "batch")
         for step in self.steps:
             tracker.hold(step.buffers(), "buffers")

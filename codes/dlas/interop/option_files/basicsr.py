@@ -265,7 +265,7 @@ def _dataset(source: Source, target: Target, name: str, processes: int) -> int:
         found = "nothing" if kind is None else f"'{kind.value}'"
         raise ConfigurationError(f"datasets.{name}.type: no counterpart to {found}; known: {', '.join(_DATASETS)} (any case)")
     target.put(f"{ours}.mode", "paired_images", kind.mark)
-    if str(kind.value).lower().startswith("realesrgan"):
+    if str(kind.value).lower() == "realesrgandataset":
         source.put_back(kind, "low-quality images are made by bicubic interpolation, not by the chain of degradations")
     label = source.take(f"{theirs}.name")
     target.carry(label, f"{ours}.name")
@@ -306,9 +306,7 @@ def _dataset(source: Source, target: Target, name: str, processes: int) -> int:
         source.put_back(backend, "the folder of a database ends in .lmdb; correct the paths, or unpack it")
     for key in ("meta_info_file", "meta_info"):
         listing = source.take(f"{theirs}.{key}")
-        if listing is not None and str(kind.value).lower() == "realesrganpaireddataset":
-            source.put_back(listing, "it names pairs; here a list names high-quality images, and partners are found by name")
-        elif listing is not None and listing.value:
+        if listing is not None and listing.value:
             target.carry(listing, f"{ours}.meta_info")
     source.lose(f"{theirs}.color", "networks are given RGB")
     for key, reason in _SPARED_IN_DATASETS.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +19,11 @@ import torch
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
+DIED = "the process that read it died, for want of memory or in its decoder; cut it into parts or remove it"
+"""What to say of a file that `died` is called for."""
+
 _AHEAD = 4
+_PULSE = 0.5  # seconds
 
 
 def map_in_processes(
@@ -99,3 +105,11 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A killed program cannot end its workers; they would wait for it for ever."""
+    while os.getppid() == parent:
+        time.sleep(_PULSE)
+    os._exit(1)

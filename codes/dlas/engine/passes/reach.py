@@ -20,6 +20,9 @@ VISIBLE = 1 / 510
 FIRST, LIMIT = 8, 256
 """Halos that are tried, doubling from the first to the last."""
 
+MARGIN = 4
+"""A halo is made larger than what was measured by this part of it: other places may need more than the ones that were tried."""
+
 _PATCH = 16
 _FINE = 4  # steps in which a halo is looked for in the end
 
@@ -92,9 +95,10 @@ def _reach_at(
                     high = middle
                 else:
                     low = middle
-            return Reach(high, True)
+            return Reach(_round_up(high + high // MARGIN, step), True)
     invisible = (halo for halo, each in zip(halos, patches, strict=True) if _difference(each, patches[-1]) <= VISIBLE)
-    return Reach(max(next(invisible), _round_up(4 * FIRST, grid)), False)
+    # With an output that is not finite there is no difference that is small, not even from itself.
+    return Reach(max(next(invisible, LIMIT), _round_up(4 * FIRST, grid)), False)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dlas.engine.out_of_memory import is_out_of_memory, reason, release_memory
+from dlas.engine.passes.reach import EXACT, Forward, Reach, measure_reach
 from dlas.errors import TrainingError
-from dlas.inference.reach import EXACT, Forward, Reach, measure_reach
 
 SMALLEST = 32
 """Side of the smallest tile that is tried."""
@@ -38,6 +39,16 @@ class Span:
     start: int
     stop: int
     weights: Tensor
+
+
+def input_multiple(network: nn.Module) -> int:
+    """What the sides of a network's input must be multiples of: it folds or strides over them."""
+    return int(getattr(network, "unshuffle", 1)) * int(getattr(network, "initial_stride", 1))
+
+
+def tile_grid(network: nn.Module) -> int:
+    """Where tiles begin is a multiple of this, so that windows lie as they do in the whole picture."""
+    return math.lcm(int(getattr(network, "window_size", 1)), input_multiple(network))
 
 
 def plan(length: int, side: int, halo: int, fade: int, grid: int = 1) -> list[Span]:
@@ -90,6 +101,7 @@ class Tiler:
         halo: of the tiles; measured on the first picture that needs tiles if it is None.
         tolerance: how far from the whole picture's result tiles may be.
         on_tile: called with the number of tiles done, and of all.
+        result_device: where results are put together. On the CPU they take no memory of the device.
     """
 
     def __init__(
@@ -106,7 +118,9 @@ class Tiler:
         halo: int | None = None,
         tolerance: float = EXACT,
         on_tile: Callable[[int, int], None] | None = None,
+        result_device: torch.device | str = "cpu",
     ) -> None:
+        self.result_device = result_device
         self.forward = forward
         self.exact_forward = exact_forward
         self.network = network
@@ -121,13 +135,13 @@ class Tiler:
         self._most: int | None = None  # pixels of one pass, halo included, that memory has room for
 
     def __call__(self, picture: Tensor) -> Tensor:
-        """Enlarges a picture.
+        """Enlarges pictures.
 
         Args:
-            picture: (1, channels, height, width) in [0, 1], on any device.
+            picture: (batch, channels, height, width) in [0, 1], on any device.
 
         Returns:
-            (1, channels, height * scale, width * scale) in float32 on the CPU.
+            (batch, channels, height * scale, width * scale) in float32 on `result_device`.
 
         Raises:
             TrainingError: memory does not suffice, and `tile` does not let it be used more sparingly.
@@ -148,7 +162,7 @@ class Tiler:
             release_memory(self.device)
             _LOG.warning("memory ran out: going on with tiles of %d pixels", smaller)
             side = smaller
-            self._most = (side + 2 * (self.reach.halo if self.reach else 0)) ** 2
+            self._most = len(picture) * (side + 2 * (self.reach.halo if self.reach else 0)) ** 2
 
     def _first_side(self, picture: Tensor) -> int | None:
         height, width = picture.shape[-2:]
@@ -158,13 +172,13 @@ class Tiler:
             return int(self.tile)
         if self._most is None:
             self._most = max(int(_SHARE * free_memory(self.device) / self._bytes_per_pixel()), SMALLEST**2)
-        if height * width <= self._most:
+        if len(picture) * height * width <= self._most:
             return None
         halo = self._measured(picture).halo
-        return max(int(self._most**0.5) - 2 * halo, SMALLEST)
+        return max(int((self._most / len(picture)) ** 0.5) - 2 * halo, SMALLEST)
 
     def _whole(self, picture: Tensor) -> Tensor:
-        return self.forward(picture.to(self.device)).float().cpu()
+        return self.forward(picture.to(self.device)).float().to(self.result_device)
 
     def _tiled(self, picture: Tensor, side: int) -> Tensor:
         reach = self._measured(picture)
@@ -180,6 +194,7 @@ class Tiler:
                 weights = self._enlarged(row.weights, output.shape[-2])[:, None] * self._enlarged(
                     column.weights, output.shape[-1]
                 )
+                weights = weights.to(output.device)
                 # Where a cut tile weighs nothing, what it has there must not count, be it not finite.
                 result[..., top : top + output.shape[-2], left : left + output.shape[-1]] += torch.where(
                     weights > 0, output * weights, 0.0
@@ -195,7 +210,7 @@ class Tiler:
 
     def _measured(self, picture: Tensor) -> Reach:
         if self.reach is None:
-            self.reach = measure_reach(self._exactly, picture, self.scale, self.grid, self.tolerance)
+            self.reach = measure_reach(self._exactly, picture[:1], self.scale, self.grid, self.tolerance)
             kind = "as in the whole picture" if self.reach.exact else "fading into each other"
             _LOG.info("tiles %s, with a halo of %d pixels", kind, self.reach.halo)
         return self.reach

@@ -1,0 +1,24 @@
+"""Tables of numbers that are looked up on whatever device the samples are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Table:
+    """Numbers that are copied to a device once: a copy at every use would wait for the device.
+
+    Args:
+        values: on the CPU.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._copies = {values.device: values}
+        self._values = values
+
+    def on(self, device: torch.device) -> Tensor:
+        """The numbers on a device."""
+        if device not in self._copies:
+            self._copies[device] = self._values.to(device)
+        return self._copies[device]

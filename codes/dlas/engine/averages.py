@@ -1,0 +1,94 @@
+"""All averages of weights that a run keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dlas.config.schema import EmaConfig
+from dlas.data.images.files import write_whole
+from dlas.engine.ema import ModelEma
+from dlas.engine.ema_profiles import Profile, constant, from_step, power, warmed_up
+
+SNAPSHOTS = "ema_snapshots"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def profile_of(section: EmaConfig) -> Profile:
+    """How the average that is evaluated weighs the run."""
+    if section.width is not None:
+        return from_step(power(section.width), section.start)
+    return from_step((warmed_up if section.warmup else constant)(section.rate), section.start)
+
+
+class Averages:
+    """The average of each trained network, and the tracks from which others are made after the run.
+
+    Args:
+        section: `train.ema`.
+        networks: the trained networks by name.
+
+    Attributes:
+        main: by network, what is evaluated.
+        tracks: by network and width, with `train.ema.post_hoc`.
+    """
+
+    def __init__(self, section: EmaConfig, networks: Mapping[str, nn.Module]) -> None:
+        self.section = section.post_hoc if section.enabled else None
+        self.main: dict[str, ModelEma] = {}
+        self.tracks: dict[tuple[str, float], ModelEma] = {}
+        if not section.enabled:
+            return
+        self.main = {name: ModelEma(network, rate=profile_of(section)) for name, network in networks.items()}
+        for width in self.section.widths if self.section is not None else []:
+            for name, network in networks.items():
+                self.tracks[name, width] = ModelEma(network, rate=power(width))
+
+    def update(self, step: int, held: Callable[[str], Tensor | bool]) -> None:
+        """Takes the present weights in, after `step` completed steps; `held` tells whose update was held back."""
+        for name, ema in self.main.items():
+            ema.update(step, held(name))
+        for (name, _), ema in self.tracks.items():
+            ema.update(step, held(name))
+
+    def all(self) -> Iterable[ModelEma]:
+        """Every one."""
+        return [*self.main.values(), *self.tracks.values()]
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Their state dicts by the names that they have in a checkpoint: the network's, with the width for a track."""
+        return {name: ema.state_dict() for name, ema in self.main.items()} | {
+            f"{name}.{width:g}": ema.state_dict() for (name, width), ema in self.tracks.items()
+        }
+
+    def load(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
+        """Goes on from `state`; what it does not have starts from its network's present weights.
+
+        Raises:
+            CheckpointError: an average is one of another network.
+        """
+        for name, ema in self.main.items():
+            ema.load_state_dict(saved.get(name) or ema.network.state_dict())
+        for (name, width), ema in self.tracks.items():
+            ema.load_state_dict(saved.get(f"{name}.{width:g}") or ema.network.state_dict())
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot is to be written after this many steps."""
+        return self.section is not None and step % self.section.every == 0
+
+    def write_snapshot(self, folder: Path, step: int) -> None:
+        """Writes <folder>/ema_snapshots/<step>/<network>.<width>.safetensors, each complete or not at all."""
+        assert self.section is not None
+        dtype = _DTYPES[self.section.dtype]
+        for (name, width), ema in self.tracks.items():
+            tensors = {
+                key: (value.to("cpu", dtype) if value.is_floating_point() else value.cpu()).contiguous()
+                for key, value in ema.state_dict().items()
+                if isinstance(value, Tensor)
+            }
+            write_whole(folder / SNAPSHOTS / str(step) / f"{name}.{width:g}.safetensors", save(tensors))
