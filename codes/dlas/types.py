@@ -17,6 +17,7 @@ annotation              meaning in YAML
 ``TimesOptions``        a distribution of its times: `{type: logit_normal}`
 ``WeightingOptions``    a weighting of its errors: `{type: min_snr}`
 ``SamplerOptions``      a way to draw samples: `{type: heun}`
+``DatasetOptions``      a data set and its options: `{mode: digits}`
 ======================  ======================================================================================
 
 A parameter whose name is a Python keyword ends in an underscore in Python and not in YAML (``in_`` is ``in``).
@@ -36,6 +37,7 @@ ProcessOptions: TypeAlias = dict[str, Any]
 TimesOptions: TypeAlias = dict[str, Any]
 WeightingOptions: TypeAlias = dict[str, Any]
 SamplerOptions: TypeAlias = dict[str, Any]
+DatasetOptions: TypeAlias = dict[str, Any]
 
 PositiveInt: TypeAlias = int
 NonNegativeInt: TypeAlias = int

@@ -74,5 +74,5 @@ def _of_type(node: ast.expr, name: str) -> Any:
     if text == "NetworkName":
         return name
     if text in NESTED:
-        return {"type": next(iter(NESTED[text].REGISTRY.entries()))}
+        return {NESTED[text].NAME_KEYS[0]: next(iter(NESTED[text].REGISTRY.entries()))}
     return _BY_TYPE.get(text, "1")
