@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dlas.layers.rrdb import RRDBTrunk
 from dlas.layers.unet import UNet, UNetOptions, check_side, enlarge_to
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveInt
@@ -125,12 +126,12 @@ class GuidedUNet(UNet):
 
 @ARCHS.register("guided_superres", "improved_superres")
 class GuidedSuperRes(UNet):
-    """U-Net that is shown a low-resolution picture, bilinearly enlarged, beside the noisy one.
+    """U-Net that is shown a low-resolution picture, enlarged, beside the noisy one, or told of features of it.
 
     Args:
         image_size: height and width of the large pictures, divisible as often as the network halves them. Others are taken,
             too, if they are so divisible.
-        in_channels: channels of a picture; the first convolution has twice as many.
+        in_channels: channels of a picture; the first convolution has twice as many, but with `conditioning: rrdb`.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: channels of the output: twice a picture's where the variance is learned.
         num_res_blocks: residual blocks a level on the way down; on the way up there is one more.
@@ -151,9 +152,18 @@ class GuidedSuperRes(UNet):
             (head, q/k/v, channel).
         norm_groups: groups of normalisation: 32 (`guided`), or fewer for up to 64 channels (`dlas`).
         low_precision_norm: under autocast, normalise in the precision of the features in place of float32.
+        conditioning: how the low-resolution picture is shown: enlarged `bilinear`ly, as published by guided-diffusion, or
+            `bicubic`ally, as in SR3; or its features by ESRGAN's trunk (`rrdb`), enlarged and added to the first ones, as in
+            SRDiff.
+        rrdb_channels: channels of these features.
+        rrdb_blocks: residual-in-residual blocks of which they are made.
+        rrdb_growth: channels that each convolution of their dense blocks adds.
 
     Raises:
-        ValueError: sizes do not go together.
+        ValueError: sizes do not go together, or `conditioning` is none of those named.
+
+    Source: Saharia et al. 2021 (arXiv:2104.07636), section 2.1; Li et al. 2022, "SRDiff: Single Image Super-Resolution with
+    Diffusion Probabilistic Models" (arXiv:2104.14951), section 3.3.
     """
 
     def __init__(
@@ -178,9 +188,15 @@ class GuidedSuperRes(UNet):
         use_new_attention_order: bool = False,
         norm_groups: Literal["guided", "dlas"] = "guided",
         low_precision_norm: bool = False,
+        conditioning: Literal["bilinear", "bicubic", "rrdb"] = "bilinear",
+        rrdb_channels: PositiveInt = 64,
+        rrdb_blocks: PositiveInt = 8,
+        rrdb_growth: PositiveInt = 32,
     ) -> None:
+        if conditioning not in ("bilinear", "bicubic", "rrdb"):
+            raise ValueError(f"conditioning must be 'bilinear', 'bicubic' or 'rrdb', got {conditioning!r}")
         options = UNetOptions(
-            in_channels=2 * in_channels,
+            in_channels=in_channels if conditioning == "rrdb" else 2 * in_channels,
             model_channels=model_channels,
             num_res_blocks=num_res_blocks,
             attention_resolutions=attention_resolutions,
@@ -201,6 +217,10 @@ class GuidedSuperRes(UNet):
         super().__init__(options, out_channels)
         if image_size is not None:
             check_side("image_size", image_size, self.factor)
+        self.conditioning = conditioning
+        if conditioning == "rrdb":
+            self.low_res_encoder = RRDBTrunk(in_channels, rrdb_channels, rrdb_blocks, rrdb_growth)
+            self.low_res_proj = nn.Conv2d(rrdb_channels, options.widths[0], 3, padding=1)
 
     def forward(self, x: Tensor, timesteps: Tensor, low_res: Tensor, y: Tensor | None = None) -> Tensor:
         """Predicts.
@@ -214,8 +234,12 @@ class GuidedSuperRes(UNet):
         Returns:
             (B, out_channels, H, W), in the type of the weights under autocast, too.
         """
-        shown = torch.cat((x, enlarge_to(low_res, x)), dim=1)
-        return self.predict(shown, self.embed(timesteps, y))
+        embedding = self.embed(timesteps, y)
+        if self.conditioning == "rrdb":
+            features = self.low_res_encoder(low_res.to(x.dtype), self.checkpointing and self.training)
+            return self.predict(x, embedding, first=enlarge_to(self.low_res_proj(features), x))
+        mode: Literal["bilinear", "bicubic"] = "bicubic" if self.conditioning == "bicubic" else "bilinear"
+        return self.predict(torch.cat((x, enlarge_to(low_res, x, mode)), dim=1), embedding)
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

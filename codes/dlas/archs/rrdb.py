@@ -18,62 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dlas.layers.rrdb import RESIDUAL_SCALE, RRDB, activate
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
-
-RESIDUAL_SCALE = 0.2
-"""Weight of every residual branch (beta in figure 4)."""
-
-INITIAL_WEIGHT_SCALE = 0.1
-"""Dense blocks start near the identity: their weights are drawn this much smaller than usual (section 3.1)."""
-
-LEAK = 0.2
-"""Slope of the leaky ReLUs below zero."""
-
-
-class ResidualDenseBlock(nn.Module):
-    """Five 3x3 convolutions, each of which sees the block's input and all results before it.
-
-    Args:
-        nf: channels of input and output.
-        gc: channels that each of the first four convolutions adds.
-    """
-
-    def __init__(self, nf: int, gc: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(nf, gc, 3, padding=1)
-        self.conv2 = nn.Conv2d(nf + gc, gc, 3, padding=1)
-        self.conv3 = nn.Conv2d(nf + 2 * gc, gc, 3, padding=1)
-        self.conv4 = nn.Conv2d(nf + 3 * gc, gc, 3, padding=1)
-        self.conv5 = nn.Conv2d(nf + 4 * gc, nf, 3, padding=1)
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
-            nn.init.kaiming_normal_(conv.weight)
-            assert conv.bias is not None
-            with torch.no_grad():
-                conv.weight.mul_(INITIAL_WEIGHT_SCALE)
-                conv.bias.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, nf, height, width) -> the same shape."""
-        # Each result is appended to what is already joined: in the backward pass one sum then takes the place of one per part.
-        seen = x
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat((seen, _activate(conv(seen))), dim=1)
-        return torch.add(x, self.conv5(seen), alpha=RESIDUAL_SCALE)
-
-
-class RRDB(nn.Module):
-    """Three residual dense blocks within a residual branch (figure 4, right)."""
-
-    def __init__(self, nf: int, gc: int) -> None:
-        super().__init__()
-        self.rdb1 = ResidualDenseBlock(nf, gc)
-        self.rdb2 = ResidualDenseBlock(nf, gc)
-        self.rdb3 = ResidualDenseBlock(nf, gc)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, nf, height, width) -> the same shape."""
-        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=RESIDUAL_SCALE)
 
 
 class GatedRRDB(RRDB):
@@ -216,8 +163,8 @@ class _ResidualInResidualNet(nn.Module):
         for index, conv in enumerate(convs):
             if index < self.enlargements:
                 features = F.interpolate(features, scale_factor=2.0, mode="nearest")
-            features = _activate(conv(features))
-        return self.conv_last(_activate(self.conv_hr(features)))
+            features = activate(conv(features))
+        return self.conv_last(activate(self.conv_hr(features)))
 
     def _add_enlarged_input(self, picture: Tensor, x: Tensor) -> Tensor:
         if self.additive_mode == "not":
@@ -381,11 +328,6 @@ class RRDBNetBypass(_ResidualInResidualNet):
             blocks_per_checkpoint=blocks_per_checkpoint,
             zero_init_last=zero_init_last,
         )
-
-
-def _activate(x: Tensor) -> Tensor:
-    # In place: the convolution's result is needed by nothing else, and the slope's sign is known from the output.
-    return F.leaky_relu_(x, LEAK)
 
 
 def _check_choice(option: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -41,10 +41,11 @@ class GroupNorm(nn.GroupNorm):
         rule: for the number of groups.
         low_precision: compute in the type of the input. Otherwise in float32 at least, as published networks were trained; the
             result has the input's type in both cases, and sums are in float32 within the operation.
+        eps: added to the variance.
     """
 
-    def __init__(self, channels: int, rule: GroupRule = "guided", low_precision: bool = False) -> None:
-        super().__init__(groups_for(channels, rule), channels)
+    def __init__(self, channels: int, rule: GroupRule = "guided", low_precision: bool = False, eps: float = 1e-5) -> None:
+        super().__init__(groups_for(channels, rule), channels, eps)
         self.low_precision = low_precision
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(function: Callable[..., Tensor], *inputs: Tensor, when: bool, random: bool = False) -> Tensor:
+def recompute(function: Callable[..., Tensor], *inputs: Tensor | None, when: bool, random: bool = False) -> Tensor:
     """Calls a function, and computes it a second time in the backward pass in place of keeping what happened within.
 
     Args:

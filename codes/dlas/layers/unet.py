@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from dlas.layers.attention import PixelAttention
 from dlas.layers.group_norm import GroupNorm, GroupRule
 from dlas.layers.recompute import recompute
+from dlas.layers.spatial_transformer import SpatialTransformer
 from dlas.layers.time_embedding import TimeEmbedding
 
 
@@ -41,6 +43,8 @@ class UNetOptions:
     use_new_attention_order: bool = False
     norm_groups: GroupRule = "guided"
     low_precision_norm: bool = False
+    context_channels: int | None = None
+    transformer_depth: int = 1
 
     @property
     def embedding_channels(self) -> int:
@@ -60,13 +64,17 @@ class UNetOptions:
         """A residual block; `resample` is '', 'down' or 'up'."""
         return ResBlock(self, channels, out_channels, resample)
 
-    def attention(self, channels: int, ascending: bool = False) -> PixelAttention:
-        """Attention at a level of so many channels."""
+    def attention(self, channels: int, ascending: bool = False) -> PixelAttention | SpatialTransformer:
+        """Attention at a level of so many channels; to a sequence of vectors, too, where the network is told of one."""
         heads = self.num_heads_upsample if ascending and self.num_heads_upsample != -1 else self.num_heads
         if self.num_head_channels != -1:
             if channels % self.num_head_channels:
                 raise ValueError(f"{channels} channels are no multiple of num_head_channels ({self.num_head_channels})")
             heads = channels // self.num_head_channels
+        if self.context_channels is not None:
+            norm = GroupNorm(channels, self.norm_groups, self.low_precision_norm, eps=1e-6)
+            more = (self.transformer_depth, self.dropout, self.low_precision_norm)
+            return SpatialTransformer(norm, channels, heads, self.context_channels, *more)
         return PixelAttention(self.norm(channels), channels, heads, heads_first=not self.use_new_attention_order)
 
     def down(self, channels: int) -> nn.Module:
@@ -150,14 +158,32 @@ class ResBlock(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Layers one after another, of which residual blocks are told of time and class."""
+    """Layers one after another, of which residual blocks are told of time and class, and transformers of the context."""
 
-    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Args: `x` (B, C, H, W); `embedding` (B, E); `skip`, features (B, D, H, W) that are appended to `x` first."""
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        skip: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """All layers.
+
+        Args:
+            x: (B, C, H, W).
+            embedding: (B, E).
+            skip: features (B, D, H, W) that are appended to `x` first.
+            context: for transformers, (B, S, context channels).
+            mask: which vectors of the context are there, (B, S).
+        """
         if skip is not None:
             x = torch.cat((x, skip), dim=1)
         for layer in self:
-            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            else:
+                x = layer(x, context, mask) if isinstance(layer, SpatialTransformer) else layer(x)
         return x
 
 
@@ -223,25 +249,29 @@ class DescendingHalf(nn.Module):
         embedding: Tensor = self.time_embed(timesteps)
         return embedding if y is None else embedding + self.label_emb(y)
 
-    def descend(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+    def descend(self, x: Tensor, embedding: Tensor, *context: Tensor | None, first: Tensor | None = None) -> list[Tensor]:
         """What each stage on the way down gives.
 
         Args:
             x: (B, in_channels, H, W), H and W multiples of `factor`.
             embedding: (B, E).
+            context: of transformers, and its mask, see `Stage.forward`.
+            first: what is added to the first features, (B, C, H, W).
 
         Raises:
             ValueError: H or W is no such multiple.
         """
         check_side("a picture's height", x.shape[-2], self.factor)
         check_side("a picture's width", x.shape[-1], self.factor)
-        features = []
+        features: list[Tensor] = []
         for stage in self.input_blocks:
-            x = self.run(stage, x, embedding)
+            x = self.run(stage, x, embedding, None, *context)
+            if first is not None and not features:
+                x = x + first.to(x.dtype)
             features.append(x)
         return features
 
-    def run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
+    def run(self, stage: nn.Module, *inputs: Tensor | None) -> Tensor:
         """A stage's result; its activations are recomputed if the network is to do that."""
         return recompute(stage, *inputs, when=self.checkpointing and self.training, random=self.options.dropout > 0)
 
@@ -270,23 +300,25 @@ class UNet(DescendingHalf):
         last = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
         self.out = nn.Sequential(options.norm(channels), nn.SiLU(), last)
 
-    def predict(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, in_channels, H, W), (B, E) -> (B, out_channels, H, W), in the type of the weights."""
-        features = self.descend(x, embedding)
-        return self.ascend(self.run(self.middle_block, features[-1], embedding), features, embedding)
+    def predict(self, x: Tensor, embedding: Tensor, *context: Tensor | None, first: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W), and more as in `descend` -> (B, out_channels, H, W), in the type of the weights."""
+        features = self.descend(x, embedding, *context, first=first)
+        h = self.run(self.middle_block, features[-1], embedding, None, *context)
+        return self.ascend(h, features, embedding, *context)
 
-    def ascend(self, h: Tensor, features: list[Tensor], embedding: Tensor) -> Tensor:
+    def ascend(self, h: Tensor, features: list[Tensor], embedding: Tensor, *context: Tensor | None) -> Tensor:
         """From what the middle gives to the output; `features` are those of `descend` and are used up."""
         for stage in self.output_blocks:
-            h = self.run(stage, h, embedding, features.pop())
+            h = self.run(stage, h, embedding, features.pop(), *context)
         # The torso may be in half precision, but not the result: as published.
         with torch.autocast(h.device.type, enabled=False):
             return self.out(h.to(embedding.dtype))
 
 
-def enlarge_to(low_res: Tensor, x: Tensor) -> Tensor:
-    """`low_res` (B, C, h, w) at the height and width of `x`, bilinearly, in the type of `x`."""
-    return F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear", align_corners=False)
+def enlarge_to(low_res: Tensor, x: Tensor, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+    """`low_res` (B, C, h, w) at the height and width of `x`, in the type of `x`."""
+    # antialias gives the bicubic kernel with which low-resolution pictures are made (a = -0.5) and changes nothing else here.
+    return F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode=mode, align_corners=False, antialias=mode == "bicubic")
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
