@@ -61,6 +61,16 @@ def test_the_meter_weights_micro_batches_and_starts_anew_after_reading():
     assert meter.read() == {}
 
 
+def test_a_weight_may_be_on_the_device_and_a_name_without_any_is_left_out():
+    meter, resumed = Meter(), Meter()
+    meter.add("part", torch.tensor(1.0), torch.tensor(3))
+    meter.add("loss", torch.tensor(2.0), 0.5)
+    meter.add("part", torch.tensor(5.0), torch.tensor(1))
+    meter.add("none", torch.tensor(0.0), torch.tensor(0))
+    resumed.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    assert meter.read() == resumed.read() == {"part": 2.0, "loss": 2.0}
+
+
 @pytest.mark.parametrize(("total", "parts", "sizes"), [(7, 3, [3, 2, 2]), (4, 4, [1, 1, 1, 1]), (5, 1, [5])])
 def test_a_batch_is_cut_evenly_and_nothing_is_lost(total, parts, sizes):
     batch = {"x": torch.arange(total), "names": [str(i) for i in range(total)], "table": torch.zeros(total + 1), "word": "one"}

@@ -25,6 +25,10 @@ def mix_seed(*parts: int | str) -> int:
     return state >> 1
 
 
+def _unseen(name: str, value: Tensor, weight: float | Tensor) -> None:
+    """Takes figures where nobody looks at them."""
+
+
 class Averages(Protocol):
     """Averages of a network's weights."""
 
@@ -44,6 +48,8 @@ class Context:
         seed: seed of the run.
         positions: position of each sample of the micro-batch in the run's endless sample order.
         averages: averages of networks' weights by name of the network, where the run keeps them; none in evaluation.
+        log: takes a figure for the log line: its name, a detached scalar, and how much it counts among those of other
+            micro-batches, as a number or a scalar on the device; of no weight at all it is left out. Nowhere in evaluation.
     """
 
     networks: Mapping[str, nn.Module]
@@ -53,6 +59,7 @@ class Context:
     seed: int = 0
     positions: Sequence[int] = field(default_factory=list)
     averages: Mapping[str, Averages] = field(default_factory=dict)
+    log: Callable[[str, Tensor, float | Tensor], None] = _unseen
 
     def network(self, name: str) -> nn.Module:
         """The network called `name`."""

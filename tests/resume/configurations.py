@@ -93,6 +93,52 @@ _FILES = toys.PSNR.replace("name: toy", "name: files").replace(
     "train: {mode: paired_images, dataroot_gt: FOLDER/images, target_size: 16, on_bad_file: skip, batch_size: 3}",
 )
 
+# Five timesteps, so that their losses decide how often each is drawn after a few iterations.
+_DIFFUSION = """\
+name: diffusion
+scale: 2
+datasets:
+  train: {mode: toy_pairs, batch_size: 4}
+  val: {mode: toy_pairs}
+networks:
+  generator: {which_model_G: ToyDenoiser}
+steps:
+  generator:
+    training: generator
+    optimizer: adam
+    optimizer_params: {lr: 1e-2}
+    injectors:
+      error:
+        type: diffusion
+        in: hq
+        out: error
+        generator: generator
+        process: {type: vp, schedule: cosine, steps: 5}
+        times: {type: loss_second_moment, history: 2}
+        noise: nearest
+        conditions: {low: lq}
+        drop_rate: 0.2
+        unconditional: {low: 0}
+    losses: {diffusion: {type: direct, key: error, weight: 1}}
+train: {niter: 40, mega_batch_factor: 2}
+eval:
+  injectors:
+    gen:
+      type: diffusion_sample
+      generator: generator
+      process: {type: vp, schedule: cosine, steps: 5}
+      sampler: {type: ancestral}
+      steps: 2
+      guidance: 1.5
+      like: hq
+      conditions: {low: lq}
+      unconditional: {low: 0}
+      out: gen
+  metrics: [psnr]
+  crop_border: 2
+logger: {tensorboard: false}
+"""
+
 CONFIGURATIONS = {
     "psnr": Configuration(toys.PSNR, (*_RHYTHM, *_PICTURES)),
     "photos": Configuration(_PHOTOS, (*_RHYTHM,)),
@@ -111,6 +157,7 @@ CONFIGURATIONS = {
             "checkpoints.keep_best={metric: psnr}",
         ),
     ),
+    "diffusion": Configuration(_DIFFUSION, _RHYTHM),
     "workers": Configuration(
         _FILES, _RHYTHM, tuple(f"datasets.train.n_workers={number}" for number in (2, 0, 1)), _write_images
     ),

@@ -44,8 +44,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "diffusion_tts_flat": "diffusion decoder of TorToiSe",
     },
     "injector": {
-        "gaussian_diffusion": "training loss of a diffusion model",
-        "gaussian_diffusion_inference": "sampling from a diffusion model",
         "mel_spectrogram": "speech",
         "torch_mel_spectrogram": "speech",
         "normalize_mel": "speech",
@@ -69,7 +67,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "torch_dataset": "data sets of torchvision",
     },
     "evaluator": {
-        "sr_diffusion_fid": "Fréchet distance of diffusion super-resolution",
         "flow_gaussian_nll": "likelihood of SRFlow's latents",
         "flownet_gaussian": "likelihood of SRFlow's latents, under its older name",
         "mel": "loss of Tacotron 2 on a validation set",

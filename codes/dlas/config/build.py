@@ -10,7 +10,17 @@ from typing import Any
 from dlas.config import torch_classes
 from dlas.config.announced import note_not_built
 from dlas.config.homes import belongs_elsewhere
-from dlas.config.schema import NESTED, SECTIONS, Component, Config, EvalConfig, ScheduleConfig, Section, StepConfig
+from dlas.config.schema import (
+    NESTED,
+    SECTIONS,
+    Component,
+    Config,
+    EvalConfig,
+    ScheduleConfig,
+    Section,
+    StepConfig,
+    nested_words,
+)
 from dlas.config.source import MarkedDict, plain
 from dlas.config.typespec import INVALID, Cursor, Spec, mismatch, parse_type
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Parameter, Registry, nearest, python_name, yaml_name
@@ -61,14 +71,15 @@ class _Builder:
     def _spec(self, cls: type[Section]) -> Spec:
         return Spec("a mapping", lambda value, cursor: self.section(cls, value, cursor), dict)
 
-    def _nested(self, cls: type[Component]) -> Spec:
-        """An option that is a component itself, as the plain mapping that its constructor takes."""
+    def _nested(self, cls: type[Section]) -> Spec:
+        """An option that is a section itself, as the plain mapping that constructors take."""
 
         def convert(value: Any, cursor: Cursor) -> Any:
             section = self.section(cls, value, cursor)
             return INVALID if section is INVALID or section.damaged else to_plain(section)
 
-        return Spec(f"a mapping with the type of a {cls.REGISTRY.kind}", convert, dict)
+        words = f"a mapping with the type of {nested_words(cls)}" if issubclass(cls, Component) else nested_words(cls)
+        return Spec(words, convert, dict)
 
     def section(self, cls: type[Section], node: Any, cursor: Cursor) -> Any:
         if node is None and not _needs_a_key(cls):

@@ -199,6 +199,27 @@ class SamplerConfig(Component):
 
 
 @dataclass(kw_only=True)
+class BetaScheduleConfig(Section):
+    """A diffusion's noise by timestep, as DL-Art-School's files tell it."""
+
+    schedule_name: Literal["linear", "cosine"] = req("how noise grows")
+    num_diffusion_timesteps: PositiveInt = req("timesteps")
+
+
+@dataclass(kw_only=True)
+class DiffusionArgsConfig(Section):
+    """What a diffusion model predicts and how it is trained, as DL-Art-School's files tell it."""
+
+    model_mean_type: Literal["epsilon", "previous_x", "start_x"] = req("what the network predicts")
+    model_var_type: Literal["learned", "fixed_small", "fixed_large", "learned_range"] = req("variance of the model's steps")
+    loss_type: Literal["mse", "rescaled_mse", "kl", "rescaled_kl"] = req("what is minimised")
+    rescale_timesteps: bool = opt(False, "tell the network t * 1000 / T in place of t")
+    conditioning_free: bool = opt(False, "when sampling, lean away from what the network sees without its condition")
+    conditioning_free_k: float = opt(1.0, "how far: (1 + k) with - k without")
+    ramp_conditioning_free: bool = opt(True, "k grows from 0 at the noisiest timestep")
+
+
+@dataclass(kw_only=True)
 class HealthConfig(Section):
     """What is done about bad updates of a step. A bad update is never made, whatever the policy."""
 
@@ -478,12 +499,19 @@ SECTIONS: dict[str, type[Section]] = {
     )
 }  # fmt: skip
 
-NESTED: dict[str, type[Component]] = {
+NESTED: dict[str, type[Section]] = {
     "DegradationOptions": DegradationConfig,
     "ProcessOptions": ProcessConfig,
     "TimesOptions": TimesConfig,
     "WeightingOptions": WeightingConfig,
     "SamplerOptions": SamplerConfig,
     "DatasetOptions": SourceConfig,
+    "BetaScheduleOptions": BetaScheduleConfig,
+    "DiffusionArgsOptions": DiffusionArgsConfig,
 }
-"""Annotations of options that are components themselves, and what stands there: a mapping with a name and options."""
+"""Annotations of options that are sections themselves, most of them with the name of a component and its options."""
+
+
+def nested_words(cls: type[Section]) -> str:
+    """What stands at such an option, in words."""
+    return f"a {cls.REGISTRY.kind}" if issubclass(cls, Component) else "a mapping"

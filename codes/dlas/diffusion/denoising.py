@@ -62,6 +62,7 @@ class NetworkDenoiser:
         conditions: further arguments of the network by name.
         learned_variance: the second half of the network's channels tells the variance.
         transform: what is done to the data that are seen (clipping, thresholding), if anything.
+        x0_of: the data that a prediction means, by prediction, samples and times (B,), where `prediction` does not say it.
     """
 
     network: Callable[..., Any]
@@ -70,6 +71,7 @@ class NetworkDenoiser:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     learned_variance: bool = False
     transform: Callable[[Tensor], Tensor] | None = None
+    x0_of: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor, time: float) -> Denoised:
         """See `Denoiser`."""
@@ -82,8 +84,11 @@ class NetworkDenoiser:
 
     def denoised(self, output: Tensor, variance: Tensor | None, x: Tensor, time: float) -> Denoised:
         """What data a prediction means."""
-        level = self.process.level(self.times(x, time)).like(x)
-        x0 = to_x0(self.prediction, output, at_least_float32(x), level, self.process.sigma_data)
+        times, shown = self.times(x, time), at_least_float32(x)
+        if self.x0_of is None:
+            x0 = to_x0(self.prediction, output, shown, self.process.level(times).like(x), self.process.sigma_data)
+        else:
+            x0 = self.x0_of(output, shown, times)
         return Denoised(x0 if self.transform is None else self.transform(x0), variance)
 
     def times(self, x: Tensor, time: float) -> Tensor:

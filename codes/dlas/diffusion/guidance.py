@@ -55,13 +55,11 @@ class Guidance:
         Raises:
             ConfigurationError: a ramp is asked for, but the process's times have no end.
         """
-        if self.interval is not None:
-            level = process.level(torch.tensor([time], dtype=torch.float64))
-            if not self.interval[0] <= level.ratio.item() <= self.interval[1]:
-                return 1.0
+        if self.interval is not None and not self.interval[0] <= process.grid([time]).ratio(0) <= self.interval[1]:
+            return 1.0
         if not self.ramp:
             return self.scale
-        if not process.discrete and process.level(torch.ones(1, dtype=torch.float64)).alpha.item() > 0:
+        if not process.discrete and process.grid([1.0]).alphas[0] > 0:
             raise ConfigurationError(
                 "guidance: ramp needs timesteps or a flow; this process's times have no end, give an interval"
             )

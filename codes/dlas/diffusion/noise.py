@@ -62,11 +62,21 @@ def draw_noise(
 
 def assigned(x0: Tensor, noise: Tensor) -> Tensor:
     """The noises of a batch (B, ...), in the order that is nearest to `x0` (B, ...) in total; waits for the device."""
+    return noise[_best_order(torch.cdist(x0.detach().flatten(1).float(), noise.flatten(1).float()))]
+
+
+@torch.library.custom_op("dlas::best_order", mutates_args=())
+def _best_order(distances: Tensor) -> Tensor:
+    """Which column goes to which row, so that the sum of distances is least: (B, B) -> (B,), int64."""
     from scipy.optimize import linear_sum_assignment  # comes with scikit-image; slow to import
 
-    distances = torch.cdist(x0.detach().flatten(1).float(), noise.flatten(1).float())
     _, order = linear_sum_assignment(distances.cpu().numpy())
-    return noise[torch.from_numpy(order).to(noise.device)]
+    return torch.from_numpy(order).to(distances.device)
+
+
+@_best_order.register_fake
+def _(distances: Tensor) -> Tensor:
+    return torch.empty(distances.shape[0], dtype=torch.int64, device=distances.device)
 
 
 def nearest_of(x0: Tensor, candidate: Callable[[int], Tensor], count: int) -> Tensor:

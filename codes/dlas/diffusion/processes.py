@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlas.diffusion.levels import Level
 from dlas.diffusion.schedules import alpha_bars, rescale_to_zero_terminal_snr
-from dlas.diffusion.tables import Table
+from dlas.diffusion.tables import Table, on_host
 from dlas.errors import ConfigurationError
 from dlas.registry import PROCESSES
 from dlas.types import PositiveFloat, PositiveInt
@@ -97,8 +97,9 @@ class Process(ABC):
             end: the time after the last; by default no noise is left there.
         """
         asked = [*times] if end is None else [*times, end]
-        level = self.level(torch.tensor(asked, dtype=torch.float64))
-        alphas, sigmas = level.alpha.tolist(), level.sigma.tolist()
+        with on_host():
+            level = self.level(torch.tensor(asked, dtype=torch.float64))
+            alphas, sigmas = level.alpha.tolist(), level.sigma.tolist()
         if end is None:  # a clean sample; it belongs to no time of a discrete process
             asked, alphas, sigmas = [*asked, math.nan], [*alphas, 1.0], [*sigmas, 0.0]
         return Grid(tuple(asked), tuple(alphas), tuple(sigmas), self)
@@ -262,7 +263,8 @@ class Flow(Process):
 
     def spaced(self, count: int) -> list[float]:
         """Equal steps in t, shifted."""
-        return self.time_of(torch.linspace(1, 0, count + 1, dtype=torch.float64)[:-1]).tolist()
+        with on_host():
+            return self.time_of(torch.linspace(1, 0, count + 1, dtype=torch.float64)[:-1]).tolist()
 
     def conditioning(self, times: Tensor) -> Tensor:
         """t times `time_scale`."""
@@ -281,5 +283,6 @@ def create_process(options: Mapping[str, Any]) -> Process:
     settings = dict(options)
     if "type" not in settings:
         raise ConfigurationError(f"a process needs a type, one of: {', '.join(PROCESSES.entries())}; given: {settings}")
-    process: Process = PROCESSES.create(settings.pop("type"), settings)
+    with on_host():
+        process: Process = PROCESSES.create(settings.pop("type"), settings)
     return process

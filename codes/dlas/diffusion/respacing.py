@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlas.diffusion.processes import Timesteps
-from dlas.diffusion.tables import Table
+from dlas.diffusion.tables import Table, on_host
 from dlas.errors import ConfigurationError
 
 
@@ -80,8 +80,9 @@ class Respaced(Timesteps):
     """
 
     def __init__(self, process: Timesteps, timesteps: Sequence[int]) -> None:
-        kept = torch.tensor(timesteps)
-        super().__init__(process.alpha_bars[kept], process.scale, process.sigma_data)
+        with on_host():
+            kept = torch.tensor(timesteps)
+            super().__init__(process.alpha_bars[kept], process.scale, process.sigma_data)
         self.process = process
         self._kept = Table(kept)
 

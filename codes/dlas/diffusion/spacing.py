@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 
 from dlas.diffusion.processes import Process
+from dlas.diffusion.tables import on_host
 from dlas.errors import ConfigurationError
 
 Spacing: TypeAlias = Literal["own", "karras", "log_snr", "trailing", "leading", "linspace"]
@@ -49,7 +50,8 @@ def spaced(process: Process, count: int, spacing: Spacing = "own", rho: float = 
         raise ConfigurationError(f"{count} sampling steps were asked for, but the process has {process.steps} timesteps")
     match spacing:
         case "own":
-            return process.spaced(count)
+            with on_host():
+                return process.spaced(count)
         case "karras":
             return _in_ratio(process, count, lambda ratio: ratio ** (1 / rho), lambda place: place**rho)
         case "log_snr":
@@ -68,17 +70,26 @@ def spaced(process: Process, count: int, spacing: Spacing = "own", rho: float = 
 
 def least_ratio(process: Process) -> float:
     """sigma / alpha at the process's least noise, or 0.002 if that is none."""
-    level = process.level(process.time_of(torch.zeros(1, dtype=torch.float64)))
-    return level.ratio.item() or _LEAST_RATIO
+    with on_host():
+        level = process.level(process.time_of(torch.zeros(1, dtype=torch.float64)))
+        return level.ratio.item() or _LEAST_RATIO
+
+
+def at_ratios(process: Process, ratios: Sequence[float]) -> list[float]:
+    """Times at which sigma / alpha is as given, as numbers of the host."""
+    with on_host():
+        times: list[float] = process.at_ratio(torch.tensor(ratios, dtype=torch.float64)).tolist()
+    return times
 
 
 def _in_time(process: Process, places: list[float], timestep: Callable[[float, int], float]) -> list[float]:
     """Times at places from 0, the least noise, to 1; `timestep` turns a place into one of so many timesteps."""
     if process.discrete:
         return [timestep(place, process.steps) for place in places]
-    times = process.time_of(torch.tensor(places, dtype=torch.float64)).tolist()
+    with on_host():
+        times: list[float] = process.time_of(torch.tensor(places, dtype=torch.float64)).tolist()
     if places[-1] == 0:
-        times[-1] = process.at_ratio(torch.tensor([least_ratio(process)], dtype=torch.float64)).item()
+        times[-1] = at_ratios(process, [least_ratio(process)])[0]
     return times
 
 
@@ -90,7 +101,7 @@ def _in_ratio(process: Process, count: int, bend: Callable[[float], float], unbe
         return first
     start, end = bend(high), bend(least_ratio(process))
     ratios = [high, *(unbend(start + k / (rest - 1) * (end - start)) for k in range(1, rest))]
-    times = process.at_ratio(torch.tensor(ratios, dtype=torch.float64)).tolist()
+    times = at_ratios(process, ratios)
     times = times if rest == count else first + times
     if not process.discrete:
         return times

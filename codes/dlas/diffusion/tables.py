@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Tensors made within hold numbers, also where a run is rehearsed on tensors that have none."""
+    with unset_fake_temporarily():
+        yield
 
 
 class Table:

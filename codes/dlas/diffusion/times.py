@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -184,6 +184,46 @@ class Curriculum(Times):
 def _normal(uniform: Tensor) -> Tensor:
     """Standard normal numbers, float64, of uniform ones; an exact 0 or 1 is 8.2 standard deviations away."""
     return torch.special.ndtri(uniform.double().clamp(1e-16, 1 - 1.2e-16))
+
+
+class Observations:
+    """Keeps what an iteration's micro-batches tell of losses, and gives it to the distribution when the next one begins.
+
+    So times do not depend on how a batch is cut, and micro-batches that are tried again, smaller, count once.
+
+    Args:
+        times: the distribution that follows the losses.
+    """
+
+    def __init__(self, times: Times) -> None:
+        self.times = times
+        self._step = -1
+        self._waiting: list[tuple[frozenset[int], Tensor, Tensor]] = []
+
+    def add(self, step: int, positions: Sequence[int], times: Tensor, losses: Tensor) -> None:
+        """Takes losses (B,) at times (B,) of samples at `positions`, after `step` completed iterations."""
+        self.settle(step)
+        own = frozenset(positions)
+        self._waiting = [each for each in self._waiting if own.isdisjoint(each[0])]
+        self._waiting.append((own, times, losses.detach()))
+
+    def settle(self, step: int | None = None) -> None:
+        """Gives the distribution what belongs to other iterations than `step`; without one, everything."""
+        if self._waiting and step != self._step:
+            _, times, losses = zip(*self._waiting, strict=True)
+            self.times.observe(torch.cat(times), torch.cat(losses))
+            self._waiting = []
+        self._step = -1 if step is None else step
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """That of the distribution, with all that was told."""
+        self.settle()
+        return self.times.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state_dict` gave."""
+        self._waiting = []
+        self.times.load_state_dict(state)
 
 
 def low_discrepancy(positions: Tensor, offset: float) -> Tensor:

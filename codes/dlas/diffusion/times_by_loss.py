@@ -60,14 +60,15 @@ class LossSecondMoment(Times):
         return Drawn(times, 1 / (process.steps * probabilities[times]))
 
     def observe(self, times: Tensor, losses: Tensor) -> None:
-        """See `Times`; a timestep's losses that come together count in their order."""
+        """See `Times`; a timestep's losses that come together count in their order, and those that are not finite do not."""
         stored, seen = self._memory()
-        times = times.long().to(seen.device)
-        same = times.unsqueeze(1) == times.unsqueeze(0)
+        times, finite = times.long().to(seen.device), losses.isfinite()
+        same = (times.unsqueeze(1) == times.unsqueeze(0)) & finite.unsqueeze(0)
         earlier, later = same.tril(-1).sum(1), same.triu(1).sum(1)
-        rows = torch.where(later < self.history, times, len(seen))  # more at once than are kept: the last ones stay
+        kept = finite & (later < self.history)  # more at once than are kept: the last ones stay
+        rows = torch.where(kept, times, len(seen))
         stored[rows, (seen[times] + earlier) % self.history] = losses.detach().to(stored)
-        seen += same.new_zeros(len(seen), dtype=seen.dtype).scatter_add(0, times, torch.ones_like(times))
+        seen += same.new_zeros(len(seen), dtype=seen.dtype).scatter_add(0, times, finite.to(times.dtype))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Losses (T, history) and how often timesteps were seen (T,); nothing before the first draw."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from dlas.diffusion.levels import Level, Prediction, diffuse, over, target, to_x0
 from dlas.diffusion.likelihood import bound_terms
 from dlas.diffusion.processes import Process, Timesteps
+from dlas.diffusion.tables import on_host
 from dlas.diffusion.variance import Chain, Link, Variance
 from dlas.diffusion.weightings import Uniform, Weighting
 from dlas.errors import ConfigurationError
@@ -100,7 +101,8 @@ class Objective:
     weighting: Weighting = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        self._chain = Chain(self.process) if isinstance(self.process, Timesteps) else None
+        with on_host():
+            self._chain = Chain(self.process) if isinstance(self.process, Timesteps) else None
         if self._chain is None:
             if self.prediction == "previous_x" or self.learns_variance or self.loss != "mse":
                 raise ConfigurationError(

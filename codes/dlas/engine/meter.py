@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class Value(NamedTuple):
-    """A figure of one micro-batch, and the share of the batch that it speaks for."""
+    """A figure of one micro-batch, and the share of the batch that it speaks for: a number, or a scalar on the device."""
 
     name: str
     value: Tensor
-    weight: float
+    weight: float | Tensor
 
 
 class Meter:
@@ -27,8 +27,8 @@ class Meter:
         self._values: list[Value] = []
         self._new: list[Value] = []
 
-    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        """Adds a detached scalar; `weight` is the micro-batch's share."""
+    def add(self, name: str, value: Tensor, weight: float | Tensor = 1.0) -> None:
+        """Adds a detached scalar; `weight` is the micro-batch's share. Without any weight a name is not reported."""
         self._new.append(Value(name, value, weight))
 
     def take(self) -> list[Value]:
@@ -59,14 +59,19 @@ class Meter:
         values = [*self._values, *self._new]
         if not values:
             return {}
-        names, _, weights = zip(*values, strict=True)
-        return {"names": list(names), "weights": list(weights), "values": _flat(values)}
+        numbers = [None if isinstance(each.weight, Tensor) else each.weight for each in values]
+        return {"names": [each.name for each in values], "weights": numbers, "values": _flat(values)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from a `state_dict`: the next `read` gives the bits that it would have given there."""
         self._new = []
-        values = state["values"].to(device).unbind() if state else ()
-        self._values = [Value(*each) for each in zip(state.get("names", ()), values, state.get("weights", ()), strict=True)]
+        names, numbers = state.get("names", []), state.get("weights", [])
+        flat = state["values"].to(device).unbind() if state else ()
+        weights = iter(flat[len(names) :])
+        self._values = [
+            Value(name, value, next(weights) if number is None else number)
+            for name, value, number in zip(names, flat[: len(names)], numbers, strict=True)
+        ]
 
     @staticmethod
     def means(values: list[Value]) -> dict[str, float]:
@@ -74,12 +79,17 @@ class Meter:
         if not values:
             return {}
         sums: dict[str, list[float]] = {}
-        for each, number in zip(values, _flat(values).tolist(), strict=True):
+        flat = _flat(values).tolist()
+        weights = iter(flat[len(values) :])
+        for each, number in zip(values, flat[: len(values)], strict=True):
+            weight = next(weights) if isinstance(each.weight, Tensor) else each.weight
             total = sums.setdefault(each.name, [0.0, 0.0])
-            total[0] += number * each.weight
-            total[1] += each.weight
-        return {name: total / weight for name, (total, weight) in sums.items()}
+            total[0] += number * weight
+            total[1] += weight
+        return {name: total / weight for name, (total, weight) in sums.items() if weight != 0}
 
 
 def _flat(values: list[Value]) -> Tensor:
-    return torch.stack([each.value.float() for each in values])
+    """All values, and behind them the weights that are on the device."""
+    weights = [each.weight for each in values if isinstance(each.weight, Tensor)]
+    return torch.stack([tensor.float() for tensor in (*(each.value for each in values), *weights)])

@@ -187,6 +187,7 @@ class TrainingStep:
         trains = self.trains(contexts[0].step)
         written, backpropagated = [], False
         for part, context in zip(parts, contexts, strict=True):
+            context.log = self._log
             seed_micro_batch(context, self.name, self.precision.device)
             with torch.set_grad_enabled(trains):
                 entries, has_gradients = self._forward_backward(part, context, trains)
@@ -216,6 +217,9 @@ class TrainingStep:
                 self.guard.watch(total.detach())
             (total if self.scaler is None else self.scaler.scale(total)).backward()
         return {key: _detached(value) for key, value in state.items() if key not in part.state}, total is not None
+
+    def _log(self, name: str, value: Tensor, weight: float | Tensor) -> None:
+        self.meter.add(f"{self.name}/{name}", value, weight)
 
     def _total_loss(self, state: State, context: Context, share: float) -> Tensor | None:
         values: list[Weighted] = []

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from dlas.engine import checkpoint
+from dlas.engine.injector_state import injector_state, restore_injector_state
 from dlas.engine.loss_state import loss_state, restore_loss_state
 from dlas.engine.step import TrainingStep
 from dlas.errors import CheckpointError
 
 
 def step_state(step: TrainingStep) -> dict[str, Any]:
-    """Nested state of its optimiser, scaler, schedule and losses: tensors and JSON values."""
+    """Nested state of its optimiser, scaler, schedule, losses and injectors: tensors and JSON values."""
     return {
         "class": type(step.optimizer).__name__,
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict() if step.scaler is not None else None,
         "schedule": step.schedule.state_dict(),
         "losses": loss_state(step),
+        "injectors": injector_state(step),
     }
 
 
@@ -36,5 +38,6 @@ def restore_step(step: TrainingStep, state: dict[str, Any]) -> None:
     checkpoint.restore_optimizer(step.optimizer, state["optimizer"])
     step.schedule.load_state_dict(state["schedule"])
     restore_loss_state(step, state.get("losses"))
+    restore_injector_state(step, state.get("injectors"))
     if step.scaler is not None and state["scaler"] is not None:
         step.scaler.load_state_dict(state["scaler"])

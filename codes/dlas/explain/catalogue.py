@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dlas.config.schema import NESTED, SECTIONS, Component, Config, DatasetConfig, NetworkConfig, Section
+from dlas.config.schema import NESTED, SECTIONS, Component, Config, DatasetConfig, NetworkConfig, Section, nested_words
 from dlas.config.typespec import Spec, parse_type
 from dlas.errors import ConfigurationError
 from dlas.explain.docstrings import Docstring, parse_docstring
@@ -49,7 +49,7 @@ class Option:
     def type_words(self) -> str:
         """Its type as the checker's messages call it."""
         named = {name: _named(f"section `{place_of(cls).name}`") for name, cls in SECTIONS.items()}
-        named |= {name: _named(f"a {cls.REGISTRY.kind}") for name, cls in NESTED.items()}
+        named |= {name: _named(nested_words(cls)) for name, cls in NESTED.items()}
         return parse_type(self.annotation, named).description
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import MISSING, fields
 from typing import Any
 
-from dlas.config.schema import NESTED
+from dlas.config.schema import NESTED, Component, Section
 from dlas.explain.catalogue import Option, component_section, documentation, in_yaml, options_of
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Registry
 
@@ -60,6 +61,14 @@ def _sample(option: Option) -> str:
     return in_yaml(_of_type(ast.parse(option.annotation, mode="eval").body, option.name))
 
 
+def _of_section(cls: type[Section]) -> dict[str, Any]:
+    if issubclass(cls, Component):
+        return {cls.NAME_KEYS[0]: next(iter(cls.REGISTRY.entries()))}
+    own = [f for f in fields(cls) if not f.metadata.get("internal")]
+    needed = [f for f in own if f.default is MISSING and f.default_factory is MISSING]
+    return {f.name: _of_type(ast.parse(str(f.type), mode="eval").body, f.name) for f in needed}
+
+
 def _of_type(node: ast.expr, name: str) -> Any:
     if isinstance(node, ast.BinOp):
         return _of_type(node.left, name)
@@ -74,5 +83,5 @@ def _of_type(node: ast.expr, name: str) -> Any:
     if text == "NetworkName":
         return name
     if text in NESTED:
-        return {NESTED[text].NAME_KEYS[0]: next(iter(NESTED[text].REGISTRY.entries()))}
+        return _of_section(NESTED[text])
     return _BY_TYPE.get(text, "1")

@@ -131,7 +131,7 @@ def validation_flow(config: Config) -> Flow | None:
         return None
     section = config.eval
     nodes = [
-        node for node in (_injector_node("eval", name, each, ()) for name, each in validation_injectors(config).items()) if node
+        node for node in (_injector_node("eval", name, each) for name, each in validation_injectors(config).items()) if node
     ]
     reads = tuple(dict.fromkeys([section.output_state, section.target_state, section.input_state]))
     nodes.append(Node("eval/metrics", "metrics", "metrics", ", ".join(section.metrics), reads=reads))
@@ -148,7 +148,7 @@ def validation_injectors(config: Config) -> dict[str, InjectorConfig]:
 
 def _step_band(name: str, step: StepConfig, config: Config) -> Band:
     trained = tuple(step.trained)
-    nodes = [_injector_node(name, key, each, trained) for key, each in step.injectors.items() if not each.eval]
+    nodes = [_injector_node(name, key, each) for key, each in step.injectors.items() if not each.eval]
     nodes += [_loss_node(name, key, each, trained) for key, each in step.losses.items()]
     rate = step.optimizer_params.get("lr")
     details = [f"{step.optimizer}, lr {number(rate)}" if isinstance(rate, int | float) else step.optimizer]
@@ -159,8 +159,8 @@ def _step_band(name: str, step: StepConfig, config: Config) -> Band:
     return Band(name, f"step {name}: trains {' and '.join(trained)}", ", ".join(details), gate, tuple(nodes))
 
 
-def _injector_node(band: str, name: str, section: InjectorConfig, trained: tuple[str, ...]) -> Node:
-    keys = KeyUse.of(section, trained)
+def _injector_node(band: str, name: str, section: InjectorConfig) -> Node:
+    keys = KeyUse.of(section, ())
     notes = []
     if section.train:
         notes.append("in training only")
@@ -213,7 +213,7 @@ class KeyUse:
 
     @classmethod
     def of(cls, section: Component, trained: tuple[str, ...]) -> KeyUse:
-        """What the component uses. A network option that is not given stands for the networks that the step trains."""
+        """What the component uses. A network option of a loss that is not given stands for the networks that the step trains."""
         if section.component not in section.REGISTRY:
             return cls()
         entry = section.REGISTRY.find(section.component)

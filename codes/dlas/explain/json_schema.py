@@ -192,11 +192,15 @@ def _complete(cls: type[Section]) -> Schema:
         for entry in shipped(OPTIMIZERS).values():
             needed = [option.name for option in options_of(entry) if option.required]
             given = [_given_below(key, ("optimizer_params",), beside=key in older) for key in needed]
-            conditions.append({"if": _optimizer_is(entry), "then": {"allOf": given}})
+            conditions.append({"if": {"allOf": [_optimizer_is(entry), _TRAINS]}, "then": {"allOf": given}})
     shape: Schema = {"required": required} if required else {}
     if conditions:
         shape["allOf"] = conditions
     return _with_children(shape, cls, "complete")
+
+
+_TRAINS: Schema = {"anyOf": [{"required": [key]} for key in ("losses", "optimizer_params")]}
+"""A step without either is one of a file for testing, and needs nothing for its optimizer."""
 
 
 def _all_given(keys: list[str], nested: tuple[str, ...]) -> Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,28 @@ from dlas.injectors.base import Injector, State, name_outputs, read_inputs
 from dlas.injectors.networks import evaluation_mode
 from dlas.registry import INJECTORS
 from dlas.types import NetworkName, StateIns, StateOuts
+
+
+def averaged(context: Context, name: str, user: str) -> Callable[..., Any]:
+    """A network with the running average of its weights; in evaluation as it is, which `eval.weights` has decided.
+
+    Args:
+        context: of the step.
+        name: of the network.
+        user: who asks, for messages.
+
+    Raises:
+        ConfigurationError: the run keeps no average of it.
+    """
+    network = context.network(name)
+    if not context.training:
+        return network
+    if name not in context.averages:
+        raise ConfigurationError(
+            f"{user}: the run keeps no average of '{name}': set train.ema.enabled, and let a step train it"
+        )
+    tensors = context.averages[name].tensors()
+    return lambda *inputs, **options: functional_call(network, tensors, inputs, options)
 
 
 @INJECTORS.register("generator_ema")
@@ -39,11 +62,4 @@ class GeneratorEmaInjector(Injector):
         network = context.network(self.network)
         inputs = tuple(read_inputs(self.inputs, state))
         with torch.no_grad(), evaluation_mode(network):
-            if not context.training:
-                return name_outputs(self.out, network(*inputs))
-            if self.network not in context.averages:
-                raise ConfigurationError(
-                    f"generator_ema: the run keeps no average of '{self.network}': set train.ema.enabled, and let a step train "
-                    "it"
-                )
-            return name_outputs(self.out, functional_call(network, context.averages[self.network].tensors(), inputs))
+            return name_outputs(self.out, averaged(context, self.network, "generator_ema")(*inputs))

@@ -31,6 +31,13 @@ class Injector:
         """Returns the new entries; must not change `state`."""
         raise NotImplementedError
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it remembers from iteration to iteration, for a checkpoint: most remember nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state_dict` gave, on any device; empty: begins anew."""
+
 
 def read_inputs(spec: Any, state: State) -> list[Any]:
     """Positional arguments for a network from an `in:` entry.

@@ -88,6 +88,20 @@ def move(target: str) -> Action:
     return action
 
 
+def rename(name: str, why: str) -> Action:
+    """The key is now called `name`, in the same mapping."""
+
+    def action(found: Found) -> None:
+        value, key_mark, value_mark = found.holder.take(found.key)
+        if name in found.holder:
+            found.place.note(f"says the same as '{name}', which is given too", f"keep '{name}'")
+            return
+        found.holder.put(name, value, key_mark, value_mark)
+        found.notice(f"read as '{name}': {why}")
+
+    return action
+
+
 def drop(reason: str) -> Action:
     """The key changes nothing here."""
 
@@ -294,8 +308,15 @@ def fullimage_training(found: Found) -> None:
         drop("tiles are cut and turned to train on, and 'fullimage' is for validation")(found)
 
 
+_MEASURED_OTHERWISE = {
+    "sr_diffusion_fid": "what is sampled is measured by 'eval.metrics: [fid]', with the injector of 'diffusion_params' under "
+    "'eval.injectors', its output as 'eval.output_state', and this data set under 'datasets'",
+}
+"""Evaluators that are left out, and what does the same here."""
+
+
 def evaluators(found: Found) -> None:
-    """Evaluators are announced; others are not known at all."""
+    """Evaluators are left out where something else does the same, or announced; others are not known at all."""
     entries, *_ = found.holder.take(found.key)
     if entries is None or entries == {}:
         found.notice("has no effect: there are none")
@@ -308,6 +329,8 @@ def evaluators(found: Found) -> None:
         kind = entries[name].get("type") if isinstance(entries[name], dict) else None
         if not isinstance(kind, str):
             place.note("an evaluator needs a type", "add 'type:'")
+        elif kind in _MEASURED_OTHERWISE:
+            place.note(f"has no effect: {_MEASURED_OTHERWISE[kind]}", severity="notice")
         elif not note_not_built("evaluator", kind, place):
             place.note(f"no evaluator is called '{kind}'", "pictures are measured by 'eval.metrics'")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlas.config.source import MarkedDict
+from dlas.config.source import MarkedDict, MarkedList
 from dlas.config.typespec import Cursor
 
 _MARKS = ("model", "gpu_ids", "use_tb_logger", "fp16")
@@ -19,6 +19,7 @@ def repair(tree: MarkedDict, cursor: Cursor, mode: str) -> None:
     if mode == "test":
         _without_train_section(tree, cursor)
         _test_on_train(tree, cursor)
+        _without_truth(tree, cursor)
 
 
 def _agree_on_scale(tree: MarkedDict, cursor: Cursor) -> None:
@@ -61,3 +62,18 @@ def _test_on_train(tree: MarkedDict, cursor: Cursor) -> None:
     place.note(
         "read as 'datasets.test': DL-Art-School tested on every data set of a file; here 'train' is left out", "", "notice"
     )
+
+
+def _without_truth(tree: MarkedDict, cursor: Cursor) -> None:
+    """Pictures that are the input themselves (`skip_lq`) have no larger ones that the output could be compared with."""
+    datasets, section = tree.get("datasets"), tree.get("eval")
+    sets = list(datasets.values()) if isinstance(datasets, MarkedDict) else []
+    if not sets or not all(isinstance(each, dict) and each.get("skip_lq") is True for each in sets):
+        return
+    if isinstance(section, MarkedDict) and "metrics" not in section:
+        section.put("metrics", MarkedList(section.mark), section.mark)
+        cursor.key(tree, "eval").note(
+            "read with 'metrics: []': the pictures are the input (skip_lq), and there are no true ones; DL-Art-School "
+            "measured nothing either",
+            severity="notice",
+        )

@@ -67,6 +67,9 @@ _COMPUTED = "it was computed, and is here: 'path.experiments' says where runs ar
 _VIDEO = "pictures are written, one a frame; ffmpeg joins them into a video"
 _COPY = "checkpoints are copied nowhere"
 
+_USE_EMA_MODEL = "DL-Art-School ignored it under this name, and sampled with the network's own weights"
+_EVENLY = "timesteps are spread evenly over a batch of any size"
+
 TOP = [
     _supported("name"),
     _dropped("model", "there is one trainer", "extensibletrainer"),
@@ -248,6 +251,21 @@ STEPS = [
         "write 'every' to run it less often",
         (False, None),
     ),
+    *(
+        key
+        for injectors in ("steps.*.injectors.*", "eval.injectors.*")
+        for key in (
+            _translated(f"{injectors}.use_ema_model", "`use_ema`", actions.rename("use_ema", _USE_EMA_MODEL), True),
+            _dropped(f"{injectors}.deterministic_sampler_expected_batch_size", _EVENLY, 2048),
+            _refused(
+                f"{injectors}.channel_balancer_proportion",
+                "errors of channels are not balanced",
+                "remove it, or choose channels with 'channel_restriction_low' and 'channel_restriction_high'",
+                (None,),
+                example=0.5,
+            ),
+        )
+    ),
     *(_supported(f"steps.*.losses.*.{name}") for name in ("type", "weight", "after", "every")),
     _refused(
         "steps.*.losses.*.min_loss",
@@ -331,7 +349,13 @@ TRAIN = [
 EVAL = [
     _supported("eval.output_state", "also evaluated while training"),
     _supported("eval.injectors"),
-    Key("eval.evaluators", "planned", "'eval.metrics' measures pictures", actions.evaluators, {"x": {"type": "sr_fid"}}),
+    Key(
+        "eval.evaluators",
+        "translated",
+        "left out, with a notice of what measures the same, where there is such a thing (`sr_diffusion_fid`); others are planned",
+        actions.evaluators,
+        {"x": {"type": "sr_diffusion_fid"}},
+    ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
     _dropped("eval.compute_psnr", f"{_UNREAD}; 'eval.metrics' names the metrics"),
     _dropped("eval.compute_fea", f"{_UNREAD}; 'eval.metrics' names the metrics"),

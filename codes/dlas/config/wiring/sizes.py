@@ -19,6 +19,7 @@ from dlas.config.wiring.components import Facts, at, entry_of, facts, option
 _IN_CHANNELS = ("in_nc", "num_in_ch", "in_chans", "in_ch", "input_nc")
 _OUT_CHANNELS = ("out_nc", "num_out_ch", "in_chans", "out_ch")
 _SIDES = ("image_size", "input_size")
+_FIRST_ARGUMENTS = ("in", "real", "fake")
 _COMPARE = frozenset((
     "pix", "feature", "style", "contextual", "lpips", "dists", "ssim", "ms_ssim", "fft", "focal_frequency", "ldl", "gradient",
     "luma", "color", "average", "blurred_color",
@@ -219,7 +220,7 @@ def _check_arguments(config: Config, found: Facts, name: str, pictures: Pictures
         return
     seen = set()
     for reference in found.reads:
-        if reference.option in seen:
+        if reference.option in seen or reference.option not in _FIRST_ARGUMENTS:
             continue
         seen.add(reference.option)
         picture = pictures.get(reference.name, _UNKNOWN)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dlas.diffusion.denoising import Denoiser
 from dlas.diffusion.processes import Grid
 from dlas.diffusion.samplers.base import Noise, Sampler, Stage, drift
+from dlas.diffusion.spacing import at_ratios
 from dlas.registry import SAMPLERS
 from dlas.types import NonNegativeFloat
 
@@ -67,8 +67,7 @@ class Heun(Sampler):
         time, alpha, sigma, ratio = grid.times[k], grid.alphas[k], grid.sigmas[k], grid.ratio(k)
         grow = 1 + min(self.s_churn / grid.steps, math.sqrt(2) - 1)
         if grow > 1 and self.s_min <= ratio <= self.s_max and math.isfinite(ratio):
-            times = grid.process.at_ratio(torch.tensor([grow * ratio], dtype=torch.float64))
-            higher = grid.process.grid(times.tolist())
+            higher = grid.process.grid(at_ratios(grid.process, [grow * ratio]))
             if higher.ratio(0) > ratio:
                 time, alpha, sigma = higher.times[0], higher.alphas[0], higher.sigmas[0]
         return Grid((time, grid.times[k + 1]), (alpha, grid.alphas[k + 1]), (sigma, grid.sigmas[k + 1]), grid.process)

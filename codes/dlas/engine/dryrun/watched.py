@@ -141,7 +141,7 @@ class RehearsedStep(TrainingStep):
 
 
 class _NoMeter(Meter):
-    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+    def add(self, name: str, value: Tensor, weight: float | Tensor = 1.0) -> None:
         """Nothing: values are not there."""
 
 
