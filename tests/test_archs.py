@@ -163,6 +163,7 @@ def test_importing_the_package_imports_no_network() -> None:
         ("autoencoder_kl", True, {"low_precision_norm": True}),
         ("autoencoder_vq", False, {}),
         ("autoencoder_vq", True, {"codebook_decay": 0.9}),
+        ("text_embedding", False, {}),
     ],
 )
 def test_compiles_without_a_break(name: str, checkpointing: bool, options: dict[str, Any]) -> None:

@@ -11,12 +11,14 @@ import pytest
 import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
+from dlas.engine.encoding import encode_data_sets
 from dlas.engine.health.policy import StepHealth
 from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
 from dlas.observe import run_folder
 from dlas.registry import REGISTRIES
 from runs import batches, configure, trainer
+from test_latents import ahead
 from test_training import assert_losses_reach_their_networks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,10 +104,12 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
                        "steps.generator.balance.at=gen")  # fmt: skip
     resolved = to_plain(config)
     monkeypatch.setattr(run_folder, "to_plain", lambda _: resolved)
+    encoding = configure(tmp_path, ahead(tmp_path), "name=encoding")
     read.clear()  # loading, checking and writing the file down do not count
     Trainer(config).run()
     for policy in ("skip", "reduce_lr", "rollback"):  # limits are looked at when an update is bad
         StepHealth().decide("loss", schema.HealthConfig(non_finite=policy), [], 0)
+    encode_data_sets(encoding)
     evaluation = "name: e\ndatasets:\n  val: {mode: toy_pairs}\n"
     path = tmp_path / "e.yml"
     path.write_text(evaluation)

@@ -94,6 +94,16 @@ class DatasetConfig(Component):
 
 
 @dataclass(kw_only=True)
+class SourceConfig(Component):
+    """The data set that another one is made of."""
+
+    REGISTRY: ClassVar[Registry] = DATASETS
+    NAME_KEYS: ClassVar[tuple[str, ...]] = ("mode",)
+
+    mode: str = req("registered data set")
+
+
+@dataclass(kw_only=True)
 class NetworkConfig(Component):
     """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
 
@@ -385,6 +395,21 @@ class EvalConfig(Section):
 
 
 @dataclass(kw_only=True)
+class EncodeConfig(Section):
+    """What `dlas data encode` does for data sets of the mode `latents`, once, not again and again while training."""
+
+    injectors: dict[str, InjectorConfig] = opt({}, "run on batches of the source, in evaluation and without gradients")
+    batch_size: PositiveInt = opt(16, "samples that are encoded at once")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = opt("fp32", "of the networks while they encode")
+    dtype: Literal["fp16", "bf16", "fp32"] = opt("fp16", "in which numbers are kept; whole numbers stay what they are")
+    mirror: list[str] = opt(
+        [], "images of the source that are also encoded mirrored left to right: a second view of each sample"
+    )
+    copies: PositiveInt = opt(1, "times that each sample is drawn from the source: as many random crops or captions")
+    part_size: PositiveInt = opt(1024, "samples in a file; what is complete of them survives a stop")
+
+
+@dataclass(kw_only=True)
 class LoggerConfig(Section):
     """What is written while training."""
 
@@ -454,6 +479,7 @@ class Config(Section):
     steps: dict[str, StepConfig] = opt({}, "steps by name, in order")
     train: TrainConfig | None = opt(None, "the loop; needed to train")
     eval: EvalConfig = field(default_factory=EvalConfig, metadata={"doc": "validation and testing"})
+    encode: EncodeConfig | None = opt(None, "how data sets of the mode `latents` are made of others, by `dlas data encode`")
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"doc": "logs"})
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata={"doc": "writing and keeping"})
     path: PathConfig = field(default_factory=PathConfig, metadata={"doc": "files and folders"})
@@ -489,8 +515,8 @@ SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
-        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, LoggerConfig, KeepBestConfig,
-        CheckpointsConfig, PathConfig, Config,
+        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig,
+        KeepBestConfig, CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip
 
@@ -500,6 +526,7 @@ NESTED: dict[str, type[Section]] = {
     "TimesOptions": TimesConfig,
     "WeightingOptions": WeightingConfig,
     "SamplerOptions": SamplerConfig,
+    "DatasetOptions": SourceConfig,
     "BetaScheduleOptions": BetaScheduleConfig,
     "DiffusionArgsOptions": DiffusionArgsConfig,
 }

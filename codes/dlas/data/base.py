@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +136,25 @@ class Dataset:
         """What to call an item in a message: for most datasets, its file."""
         return f"sample {index}"
 
+    def identity(self, index: int) -> str:
+        """Changes when what an item is made of does: its name and, of a file, size and time of change."""
+        name = self.source(index)
+        try:
+            status = os.stat(name)  # noqa: PTH116  # the name need not be that of a file
+        except (OSError, ValueError):
+            return name
+        return f"{name} {status.st_size} {status.st_mtime_ns}"
+
     def prepare(self) -> None:
         """Called once before worker processes start: loads what they should share instead of loading one copy each."""
 
     def kept_images(self) -> Kept | None:
         """What `dlas data prepare` puts into the mapped cache ahead of the first epoch; None for a data set without one."""
         return None
+
+    def made_with(self) -> Mapping[str, str]:
+        """Networks whose outputs the samples are, by name, with the fingerprint of their weights; none for plain data."""
+        return {}
 
     def collate(self, samples: Sequence[Sample], sources: Sequence[str]) -> dict[str, Any]:
         """Makes one batch of samples. The default stacks; a dataset of samples with lengths overrides it (and pads)."""

@@ -13,6 +13,7 @@ from dlas.engine import checkpoint
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device
 from dlas.engine.ema import ModelEma
+from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.fitting import load_weights
@@ -58,6 +59,7 @@ def run_test(config: Config) -> dict[str, TestResult]:
         folder = Path(config.path.experiments) / config.name / name
         folder.mkdir(parents=True, exist_ok=True)
         dataset = build_dataset(config, key)
+        check_encoders({key: dataset}, networks)
         bad_files: dict[str, str] = {}
         sheets = Sheets(config.eval)
 

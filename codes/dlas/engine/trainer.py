@@ -27,6 +27,7 @@ from dlas.engine.clock import Clock
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
+from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
 from dlas.engine.fitting import load_weights
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
@@ -159,6 +160,7 @@ class Trainer:
             if aside is not None:
                 LOGGER.info("the older run was set aside: %s", aside)
             self._restore()
+            check_encoders(self.datasets, self.networks, [name for step in self.steps for name in step.trained])
             self.folder.describe(self.config, self.source, str(self.device))
             self.folder.claim()
             self._announce()

@@ -63,7 +63,7 @@ def _sample(option: Option) -> str:
 
 def _of_section(cls: type[Section]) -> dict[str, Any]:
     if issubclass(cls, Component):
-        return {"type": next(iter(cls.REGISTRY.entries()))}
+        return {cls.NAME_KEYS[0]: next(iter(cls.REGISTRY.entries()))}
     own = [f for f in fields(cls) if not f.metadata.get("internal")]
     needed = [f for f in own if f.default is MISSING and f.default_factory is MISSING]
     return {f.name: _of_type(ast.parse(str(f.type), mode="eval").body, f.name) for f in needed}

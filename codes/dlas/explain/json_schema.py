@@ -29,7 +29,7 @@ from dlas.config.schema import (
     Section,
     StepConfig,
 )
-from dlas.explain.catalogue import Option, documentation, keys_of, options_of, sections_in, shipped
+from dlas.explain.catalogue import Option, component_section, documentation, keys_of, options_of, sections_in, shipped
 from dlas.explain.json_types import Schema, json_type
 from dlas.explain.listing import paragraphs_of
 from dlas.registry import METRICS, OPTIMIZERS, REQUIRED, Entry, Registry
@@ -109,7 +109,8 @@ def _component_shapes(cls: type[Component], own: dict[str, Schema], base: Schema
     choices = []
     references = {key: {"$ref": f"#/$defs/{cls.__name__}/properties/{key}"} for key in own}
     for entry in shipped(cls.REGISTRY).values():
-        name = f"{entry.kind}.{entry.name}"
+        # Two sections may configure the same components, with other keys beside their options.
+        name = f"{entry.kind if component_section(cls.REGISTRY) is cls else cls.__name__}.{entry.name}"
         variants[name] = _variant(cls, entry, references)
         choices.append({"if": _named(cls, entry), "then": {"$ref": f"#/$defs/{name}"}})
     return {cls.__name__: {**base, "properties": own, "allOf": choices}, **variants}

@@ -25,8 +25,9 @@ def check_limits(config: Config, problems: list[Problem], training: bool) -> Non
             _check_gate(injector, window, niter, problems)
         for loss in (step.losses or {}).values():
             _check_gate(loss, window & Window(every=step.every or 1), niter, problems)
-    for injector in (config.eval.injectors or {}).values() if config.eval else ():
-        _check_eval_injector(injector, problems)
+    for section in (config.eval, config.encode):
+        for injector in (section.injectors or {}).values() if section else ():
+            _check_eval_injector(injector, problems)
     if training:
         _check_batch(config, problems)
         _check_averages(config, problems)
@@ -63,7 +64,7 @@ def _words(section: Section) -> str:
 
 def _check_eval_injector(section: InjectorConfig, problems: list[Problem]) -> None:
     if section.train:
-        what = "an injector of 'eval' with 'train: true' never runs"
+        what = f"an injector of '{section.yaml_path.partition('.')[0]}' with 'train: true' never runs"
         key_at(section, "train", problems).note(what, "remove 'train', or the injector")
     for key in ("after", "before", "every"):
         if key in section.given:

@@ -53,8 +53,9 @@ def _components(config: Config) -> Iterator[Component]:
     for step in (config.steps or {}).values():
         yield from (step.injectors or {}).values()
         yield from (step.losses or {}).values()
-    if config.eval:
-        yield from (config.eval.injectors or {}).values()
+    for section in (config.eval, config.encode):
+        if section:
+            yield from (section.injectors or {}).values()
 
 
 def _check_network(name: str, place: Cursor, config: Config) -> None:

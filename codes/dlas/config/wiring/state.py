@@ -220,8 +220,12 @@ class _Checker:
 
     def _provided(self, dataset: DatasetConfig | None) -> _State:
         entry = entry_of(dataset) if dataset is not None else None
-        keys = entry.attributes.get("provides", ()) if entry is not None else ()
-        if dataset is None or not keys:
+        if dataset is None or entry is None:
+            return _State(open=True)
+        # What it always gives, and what its options say that it gives.
+        found = facts(dataset, self.problems)
+        keys = [*entry.attributes.get("provides", ()), *(reference.name for reference in found.writes)]
+        if not keys or not found.complete:
             return _State(open=True)
         label = dataset.yaml_path.rpartition(".")[2]
         writer = _Writer(f"the data set '{label}'", Cursor(dataset.mark, dataset.yaml_path, self.problems), Window())

@@ -135,8 +135,12 @@ def split(training: bool) -> list[Files]:
     return [Files(locate(photograph)) for photograph in (TRAIN if training else VALIDATION)]
 
 
-def locate(photograph: Photograph) -> Path:
-    """The photograph's path; its package is found without being imported.
+def locate(photograph: Photograph, user: str = "the dataset mode builtin_photos") -> Path:
+    """The file's path; its package is found without being imported.
+
+    Args:
+        photograph: the file, which need not be a photograph.
+        user: what needs it, for the message.
 
     Raises:
         MissingPackageError: the package is not installed.
@@ -145,7 +149,7 @@ def locate(photograph: Photograph) -> Path:
     distribution = _DISTRIBUTIONS[photograph.package]
     spec = importlib.util.find_spec(photograph.package)
     if spec is None or spec.origin is None:
-        raise MissingPackageError(distribution, "the dataset mode builtin_photos")
+        raise MissingPackageError(distribution, user)
     path = Path(spec.origin).parent / photograph.file
     if not path.is_file():
         raise DataError(

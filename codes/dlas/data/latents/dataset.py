@@ -1,0 +1,75 @@
+"""Encoded samples as a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlas.data.base import Dataset, Request, Sample
+from dlas.data.latents.store import Store, differences, normalised
+from dlas.errors import ConfigurationError
+from dlas.registry import DATASETS
+from dlas.types import DatasetOptions, StateOut
+
+
+@DATASETS.register("latents")
+class Latents(Dataset):
+    """What frozen networks made of another data set: latents of an autoencoder, embeddings of texts.
+
+    `dlas data encode -opt FILE` runs the injectors of the section `encode` over `source` and writes the entries `keep` into
+    `folder`. Numbers come back as float32.
+
+    A training run with the networks that made them checks that they still have the same weights.
+
+    Args:
+        phase: in the train phase one of a sample's views (mirrored or not, the copies) is drawn, as a function of the seed and
+            the sample's place in the order; in others it is the first.
+        folder: where the samples are.
+        keep: entries of a sample: what the injectors write, or what the source gives.
+        source: the data set that is encoded, as it would stand under `datasets`. Without it the folder is taken as it is.
+
+    Raises:
+        ConfigurationError: `source` is not what was encoded, or an entry of `keep` was not kept.
+        DataError: the folder is missing, not complete, or damaged.
+    """
+
+    def __init__(self, phase: str, /, *, folder: str, keep: list[StateOut], source: DatasetOptions | None = None) -> None:
+        self.folder = Path(folder).expanduser()
+        self.store = _checked(self.folder, keep, source)
+        self.keep = keep
+        self.training = phase == "train"
+
+    @classmethod
+    def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample:
+        return _checked(Path(options["folder"]).expanduser(), options["keep"], options["source"]).spec(options["keep"])
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, request: Request) -> Sample:
+        view = int(request.rng("view").integers(self.store.views)) if self.training else 0
+        return self.store.read(request.index, view, self.keep)
+
+    def source(self, index: int) -> str:
+        return f"sample {index} of {self.folder}"
+
+    def made_with(self) -> Mapping[str, str]:
+        return {name: network["weights"] for name, network in self.store.plan["networks"].items()}
+
+
+def _checked(folder: Path, keep: list[str], source: Mapping[str, Any] | None) -> Store:
+    store = Store(folder)
+    missing = [key for key in keep if key not in store.keys]
+    if missing:
+        raise ConfigurationError(
+            f"keep: {folder} has no {', '.join(missing)}; it has: {', '.join(store.keys)}. Encode again with --overwrite to "
+            "keep others"
+        )
+    changed = [] if source is None else differences(store.plan["source"], normalised(source), "source")
+    changed = [words for words in changed if not words.startswith("source.version")]
+    if changed:
+        raise ConfigurationError(
+            f"{folder} was made of other data: {'; '.join(changed)}. Encode again (`dlas data encode`), or correct 'source'"
+        )
+    return store

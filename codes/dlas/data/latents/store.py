@@ -1,0 +1,221 @@
+"""A folder of encoded samples.
+
+======================  ========================================================================================================
+file                    content
+======================  ========================================================================================================
+``plan.json``           what the results depend on; written first
+``00000.safetensors``   samples in their order: for each entry a tensor (samples, views, ...)
+``00000.json``          their texts, for each entry a list of samples of lists of views
+``store.json``          how many samples each part has, and their entries; written last: with it the folder is complete
+======================  ========================================================================================================
+
+Each file is written whole or not at all, the texts of a part before its tensors, so that what a killed process leaves is taken
+up by the next one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dlas.data.base import Sample, TensorSpec
+from dlas.data.images.files import write_whole
+from dlas.errors import ConfigurationError, DataError, printable
+
+VERSION = 1
+_PLAN, _STORE = "plan.json", "store.json"
+_HINT = "make it with `dlas data encode -opt FILE`"
+
+Plan = dict[str, Any]
+"""What the results depend on, as JSON can hold it."""
+
+
+def normalised(plan: Mapping[str, Any]) -> Plan:
+    """As it is after a way through a file."""
+    found: Plan = json.loads(json.dumps({"version": VERSION, **plan}))
+    return found
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """In words, what is not the same in two plans: `networks.autoencoder.weights was 1a2b and is 3c4d`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys((*old, *new))
+        return [words for key in keys for words in differences(old.get(key), new.get(key), f"{at}.{key}".strip("."))]
+    return [] if old == new else [f"{at} was {_short(old)} and is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    return "not there" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+class Writer:
+    """Fills a folder, or goes on filling one that the same plan began.
+
+    Args:
+        folder: made if it is missing.
+        plan: what the results depend on.
+        overwrite: remove first what another plan left there.
+
+    Raises:
+        ConfigurationError: the folder holds something else, or results of another plan.
+    """
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.folder = folder
+        wanted = normalised(plan)
+        if (folder / _PLAN).is_file():
+            changed = differences(_read(folder / _PLAN), wanted)
+            if changed and not overwrite:
+                raise ConfigurationError(
+                    f"{printable(folder)} was encoded otherwise: {'; '.join(changed)}. Give another folder, or --overwrite to "
+                    "encode anew"
+                )
+            if changed:
+                self._clear()
+        elif folder.is_dir() and any(path.name != "lock" for path in folder.iterdir()):
+            raise ConfigurationError(
+                f"{printable(folder)} holds files that were not made by this command, and nothing is overwritten; give "
+                "another folder"
+            )
+        for temporary in folder.glob(".*.tmp"):
+            temporary.unlink()
+        write_whole(folder / _PLAN, json.dumps(wanted, indent=1).encode())
+
+    def _clear(self) -> None:
+        (self.folder / _STORE).unlink(missing_ok=True)  # first: without it the folder is not complete
+        for path in (*self.folder.glob("[0-9]*.safetensors"), *self.folder.glob("[0-9]*.json"), self.folder / _PLAN):
+            path.unlink()
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return (self.folder / _STORE).is_file()
+
+    def has(self, part: int) -> bool:
+        """Whether a part is there."""
+        return _file(self.folder, part).is_file()
+
+    def put(self, part: int, tensors: Mapping[str, Tensor], texts: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        """Writes a part.
+
+        Args:
+            part: its number.
+            tensors: (samples, views, ...) each; there is at least one.
+            texts: for each entry, for each sample, one text a view.
+        """
+        write_whole(_file(self.folder, part).with_suffix(".json"), json.dumps(texts).encode())
+        write_whole(_file(self.folder, part), save({key: value.contiguous() for key, value in tensors.items()}))
+
+    def finish(self, parts: int) -> None:
+        """Says that all parts are there."""
+        rows = []
+        shapes: dict[str, Any] = {}
+        views, texts = 1, []
+        for part in range(parts):
+            with _opened(_file(self.folder, part)) as file:
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+                shapes = {key: [each.get_dtype(), *each.get_shape()[2:]] for key, each in slices.items()} or shapes
+                first = next(iter(slices.values())).get_shape()
+                views = first[1]
+                rows.append(first[0])
+            texts = sorted(_read(_file(self.folder, part).with_suffix(".json")))
+        content = {"rows": rows, "views": views, "tensors": shapes, "texts": texts}
+        write_whole(self.folder / _STORE, json.dumps(content, indent=1).encode())
+
+
+class Store:
+    """Reads a complete folder. Tensors are mapped: a sample reads its own bytes and no more.
+
+    Attributes:
+        plan: what the results depend on.
+        views: how often each sample was encoded.
+        keys: of a sample's entries.
+
+    Raises:
+        DataError: the folder is missing, not complete, or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / _STORE).is_file():
+            begun = len([*folder.glob("[0-9]*.safetensors")]) if (folder / _PLAN).is_file() else 0
+            state = f"is not complete ({begun} parts are there)" if begun else "holds no encoded samples"
+            raise DataError(f"{printable(folder)}: {state}; {_HINT}")
+        content = _read(folder / _STORE)
+        self.plan: Plan = _read(folder / _PLAN)
+        if self.plan.get("version") != VERSION:
+            raise DataError(f"{printable(folder)}: was written by another version of this program; encode it anew")
+        self.views: int = content["views"]
+        self._tensors: dict[str, list[Any]] = content["tensors"]
+        self._texts: list[str] = content["texts"]
+        self._ends = list(accumulate(content["rows"]))
+        self._open: dict[int, tuple[Any, dict[str, Any]]] = {}
+        for part in range(len(self._ends)):
+            for path in (_file(folder, part), _file(folder, part).with_suffix(".json")):
+                if not path.is_file():
+                    raise DataError(f"{printable(path)} is missing; {_HINT.replace('make it', 'make it again')}")
+
+    @property
+    def keys(self) -> list[str]:
+        return [*self._tensors, *self._texts]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # mapped files cannot be sent to another process
+
+    def spec(self, keys: Sequence[str]) -> Sample:
+        """What a sample looks like, of these entries; numbers are float32 whatever they are stored as."""
+        return {key: _spec(*self._tensors[key]) if key in self._tensors else "a text" for key in keys}
+
+    def read(self, index: int, view: int, keys: Sequence[str]) -> Sample:
+        """Entries of one view of a sample; numbers of half precision become float32."""
+        part = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[part - 1] if part else 0)
+        tensors, texts = self._part(part)
+        return {
+            key: _readable(tensors.get_slice(key)[row][view]) if key in self._tensors else texts[key][row][view] for key in keys
+        }
+
+    def _part(self, part: int) -> tuple[Any, dict[str, Any]]:
+        if part not in self._open:
+            path = _file(self.folder, part)
+            self._open[part] = _opened(path), _read(path.with_suffix(".json"))
+        return self._open[part]
+
+
+def _file(folder: Path, part: int) -> Path:
+    return folder / f"{part:05d}.safetensors"
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{printable(path)}: is damaged ({error}); remove it and store.json, and encode again") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{printable(path)}: cannot be read ({error}); remove the folder and encode again") from error
+    return found
+
+
+def _spec(dtype: str, *shape: int) -> TensorSpec:
+    return TensorSpec(shape, torch.int64 if dtype.startswith(("I", "U")) else torch.bool if dtype == "BOOL" else torch.float32)
+
+
+def _readable(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
