@@ -352,7 +352,7 @@ EVAL = [
     Key(
         "eval.evaluators",
         "translated",
-        "`sr_diffusion_fid` is left out, with a notice of what measures the same; others are planned",
+        "left out, with a notice of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
         actions.evaluators,
         {"x": {"type": "sr_diffusion_fid"}},
     ),
