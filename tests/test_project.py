@@ -25,8 +25,8 @@ PACKAGE = ROOT / "codes/dlas"
 # Which layer each part of the package is in; imports point to lower numbers only, or stay within a part.
 LAYERS = {
     **dict.fromkeys(["types", "errors"], 0),
-    "registry": 1,
-    **dict.fromkeys(["config", "context", "compat", "layers", "diffusion", "degradations"], 2),
+    **dict.fromkeys(["registry", "context"], 1),
+    **dict.fromkeys(["config", "compat", "layers", "diffusion", "degradations"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
     "explain": 4,
     "engine": 4,

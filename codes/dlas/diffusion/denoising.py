@@ -13,23 +13,42 @@ from dlas.diffusion.levels import Prediction, to_x0
 from dlas.diffusion.processes import Process
 
 
+class Classified(NamedTuple):
+    """What a classifier said of samples, and what was seen in them before it was asked.
+
+    Attributes:
+        gradient: of the logarithm of the class's probability by the samples, times the guidance's scale, (B, ...).
+        x0: the data that the network alone sees.
+    """
+
+    gradient: Tensor
+    x0: Tensor
+
+
 class Denoised(NamedTuple):
     """What a network sees in noisy samples.
 
     Attributes:
-        x0: the data, (B, ...), float32.
-        variance: the part of its output that tells the variance, (B, ...), from -1 to 1 between two bounds; None where the
-            network does not learn it.
+        x0: the data, (B, ...), float32 (float64 in samples of that type).
+        variance: the part of its output that tells the variance, (B, ...): from -1 to 1 between two bounds, or its logarithm,
+            as the network was trained; None where the network does not learn it.
+        classified: by which classifier guidance moved `x0`; None without it.
     """
 
     x0: Tensor
     variance: Tensor | None = None
+    classified: Classified | None = None
 
 
 class Denoiser(Protocol):
     """Says what data are in samples `x` (B, ...) at time `time`, one number for all of them."""
 
     def __call__(self, x: Tensor, time: float) -> Denoised: ...
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass
@@ -54,23 +73,42 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, time: float) -> Denoised:
         """See `Denoiser`."""
-        times = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
-        output, variance, _ = self.predict(x, times)
-        level = self.process.level(times).like(x)
-        x0 = to_x0(self.prediction, output, x.float(), level, self.process.sigma_data)
+        return self.denoised(*self.output(x, time), x, time)
+
+    def output(self, x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
+        """What the network predicts of samples `x` (B, ...) at one time, and the part that tells the variance."""
+        prediction, variance, _ = self.predict(x, self.times(x, time))
+        return prediction, variance
+
+    def denoised(self, output: Tensor, variance: Tensor | None, x: Tensor, time: float) -> Denoised:
+        """What data a prediction means."""
+        level = self.process.level(self.times(x, time)).like(x)
+        x0 = to_x0(self.prediction, output, at_least_float32(x), level, self.process.sigma_data)
         return Denoised(x0 if self.transform is None else self.transform(x0), variance)
 
-    def predict(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor | None, tuple[Any, ...]]:
+    def times(self, x: Tensor, time: float) -> Tensor:
+        """One time for all samples of `x` (B, ...): (B,), float64."""
+        return torch.full((len(x),), time, dtype=torch.float64, device=x.device)
+
+    def predict(
+        self, x: Tensor, times: Tensor, conditions: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor | None, tuple[Any, ...]]:
         """The network's prediction at times (B,), the part that tells the variance, and whatever else it gave.
+
+        Args:
+            x: samples, (B, ...).
+            times: of the samples.
+            conditions: in place of the denoiser's own.
 
         Raises:
             ValueError: the network's channels are not those of `x`, or twice as many where it learns the variance.
         """
         factor = self.process.input_factor(self.process.level(times).like(x))
         shown = x if factor is None else x * factor.to(x.dtype)
-        result = self.network(shown, self.process.conditioning(times), **self.conditions)
+        given = self.conditions if conditions is None else conditions
+        result = self.network(shown, self.process.conditioning(times), **given)
         output, *others = result if isinstance(result, tuple | list) else (result,)
-        output = output.float()
+        output = at_least_float32(output)
         channels = x.shape[1] * (2 if self.learned_variance else 1)
         if output.shape[1] != channels:
             hint = "prediction and variance" if self.learned_variance else "no variance is learned"

@@ -25,16 +25,26 @@ class Grid(NamedTuple):
         times: n + 1 of them; at the last one the sample is done and the network is not asked.
         alphas: factors of the data.
         sigmas: factors of the noise; the last is 0 for a clean sample.
+        process: what the times mean, for samplers that leave the grid.
     """
 
     times: tuple[float, ...]
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
+    process: Process
 
     @property
     def steps(self) -> int:
         """How many steps lie between the times."""
         return len(self.times) - 1
+
+    def ratio(self, k: int) -> float:
+        """sigma / alpha at the k-th time; infinite without signal."""
+        return math.inf if self.alphas[k] == 0 else self.sigmas[k] / self.alphas[k]
+
+    def decay(self, k: int) -> float:
+        """By what the k-th step multiplies sigma / alpha: from 0, to a clean sample or from pure noise, to 1."""
+        return self.alphas[k] * self.sigmas[k + 1] / (self.sigmas[k] * self.alphas[k + 1])
 
 
 class Process(ABC):
@@ -77,8 +87,7 @@ class Process(ABC):
     @property
     def first_ratio(self) -> float:
         """sigma / alpha where sampling begins; may be infinite."""
-        grid = self.grid(self.spaced(1))
-        return math.inf if grid.alphas[0] == 0 else grid.sigmas[0] / grid.alphas[0]
+        return self.grid(self.spaced(1)).ratio(0)
 
     def grid(self, times: Sequence[float], end: float | None = None) -> Grid:
         """Times of a sampler, with their levels.
@@ -92,7 +101,7 @@ class Process(ABC):
         alphas, sigmas = level.alpha.tolist(), level.sigma.tolist()
         if end is None:  # a clean sample; it belongs to no time of a discrete process
             asked, alphas, sigmas = [*asked, math.nan], [*alphas, 1.0], [*sigmas, 0.0]
-        return Grid(tuple(asked), tuple(alphas), tuple(sigmas))
+        return Grid(tuple(asked), tuple(alphas), tuple(sigmas), self)
 
 
 class Timesteps(Process):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -52,6 +53,23 @@ class Sampler(ABC):
         for stage in self.walk(denoise, x, grid, noise):
             x = stage.x
         return x
+
+
+def drift(x: Tensor, x0: Tensor, grid: Grid, k: int, fresh: float = 0.0) -> Tensor:
+    """Where the k-th step leads before its noise is added: alpha' x0 + sqrt(sigma'^2 - fresh^2) eps.
+
+    Every sampler here makes such steps; they differ in what they take for `x0` and in how much noise is fresh. It is exact if
+    x0 is the data in `x`, from pure noise and to a clean sample, too.
+
+    Args:
+        x: samples at the k-th level, whose sigma is positive, (B, ...).
+        x0: the data in them; eps is the noise that is left.
+        grid: levels.
+        k: number of the step.
+        fresh: standard deviation of the noise that will be added.
+    """
+    kept = math.sqrt(max(0.0, grid.sigmas[k + 1] ** 2 - fresh**2)) / grid.sigmas[k]
+    return kept * x + (grid.alphas[k + 1] - kept * grid.alphas[k]) * x0
 
 
 def create_sampler(options: Mapping[str, Any]) -> Sampler:
