@@ -175,7 +175,7 @@ def test_full_phases_of_latent_diffusion_follow_each_other_shrunk(captioned, tmp
         # The autoencoder has weights of its own in each: nothing is named for it here.
         weights = tmp_path / f"{phase}.safetensors"
         run = Trainer(config, resume="never")
-        save_file(run.networks["autoencoder"].state_dict(), weights)
+        save_file({k: v.contiguous() for k, v in run.networks["autoencoder"].state_dict().items()}, weights)
         pretrain = before.rstrip("}") + (", " if len(before) > 2 else "") + f"autoencoder: {weights}}}"
         config = load(LATENT / f"{phase}.yml", [*own, f"path.pretrain={pretrain}"])
         encode_data_sets(config, overwrite=True)
