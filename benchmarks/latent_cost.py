@@ -1,6 +1,6 @@
 """What encoding ahead saves: a training step of latent diffusion from images against one from latents.
 
-    python benchmarks/latent_cost.py [--rounds 10] [--batch 2] [--size 128] [--shrink 4]
+    python benchmarks/latent_cost.py [--rounds 10] [--batch 16] [--size 128] [--shrink 4]
 
 Both runs are the trainer's own, data reading included, from the same images: one encodes pictures and captions in every step,
 the other reads what `dlas data encode` wrote. Their networks are Stable Diffusion's first autoencoder and U-Net with widths
@@ -127,7 +127,7 @@ def shares(size: int, shrink: int, context: int, depth: int, norm_groups: str) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128, help="side of the images; a multiple of 64")
     parser.add_argument("--shrink", type=int, default=4, help="widths are those of Stable Diffusion divided by this")
     parser.add_argument("--device", default="cpu")
