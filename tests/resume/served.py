@@ -48,7 +48,7 @@ def _scaled(value: Any, factor: float) -> Any:
 
 @LOSSES.register("toy_mean_square")
 class MeanSquare(Loss):
-    """The mean square of every tensor in an entry of the state that depends on the weights."""
+    """The mean square distance from 1 of every tensor in an entry of the state that depends on the weights."""
 
     def __init__(self, *, in_: StateIn) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class MeanSquare(Loss):
 
     def forward(self, state: State, context: Context) -> Tensor:
         """A scalar."""
-        return torch.stack([t.float().square().mean() for t in _tensors(state[self.source]) if t.requires_grad]).sum()
+        return torch.stack([(t.float() - 1).square().mean() for t in _tensors(state[self.source]) if t.requires_grad]).sum()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -197,14 +197,13 @@ class DiT(nn.Module):
         dropout: probability with which results of attention and MLP are dropped.
         mlp: `gelu`, as published, or `swiglu`, of about as many weights.
         norm: `layer`, as published, or `rms`.
-        qk_norm: normalise queries and keys, which keeps attention from growing without bound (Dehghani et al. 2023,
-            arXiv:2302.05442).
+        qk_norm: normalise queries and keys, which keeps attention from growing without bound.
         low_precision_norm: under autocast, normalise in its precision in place of float32.
 
     Raises:
         ValueError: sizes do not go together.
 
-    Source: Peebles and Xie 2023 (arXiv:2212.09748), table 1.
+    Source: Peebles and Xie 2023 (arXiv:2212.09748), table 1; `qk_norm`: Dehghani et al. 2023 (arXiv:2302.05442), section 2.
     """
 
     constants = r"pos_embed"

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 EPS = 1e-4
 """Added to magnitudes before they divide."""
 
+HELD = 1e-5
+"""Weights whose magnitude is 1 up to this are left alone: it is more than roundings, and far less than counts."""
+
 SILU_MAGNITUDE = 0.596
 """Root mean square of SiLU of standard normal numbers (equation 81)."""
+
+
+def magnitude(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """The root mean square over some dimensions, which stay as 1; in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    size = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
+    return size * math.sqrt(size.numel() / x.numel())
 
 
 def normalize(x: Tensor, dims: int | tuple[int, ...], low_precision: bool = False) -> Tensor:
@@ -32,10 +42,8 @@ def normalize(x: Tensor, dims: int | tuple[int, ...], low_precision: bool = Fals
     Returns:
         The shape and type of `x`.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    size = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
-    magnitude = EPS + size * math.sqrt(size.numel() / x.numel())
-    return x / magnitude.to(x.dtype) if low_precision else (x.to(wide) / magnitude).to(x.dtype)
+    size = magnitude(x, dims) + EPS
+    return x / size.to(x.dtype) if low_precision else (x.to(size.dtype) / size).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -104,7 +112,6 @@ class MPConv(nn.Module):
         self.out_channels = out_channels
         self.padding = 0 if side is None else side // 2
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
-        self._held: tuple[int, int] | None = None
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         """(B, in_channels, H, W), or (B, in_channels) for a linear layer -> the same with `out_channels`, times `gain`."""
@@ -114,16 +121,16 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def hold_norm(self) -> None:
-        """Gives the weights themselves unit magnitude in place; leaves them alone where nothing wrote to them since.
+        """Gives the weights themselves unit magnitude, in place; doing it a second time changes not a bit.
 
-        What wrote is told by the tensor's version, which costs no look at its numbers. So all forward passes between two steps
-        of the optimiser, in micro-batches too, see one tensor that nothing changes under autograd.
+        So all forward passes between two steps of the optimiser, in micro-batches, after a resumption or where activations are
+        recomputed, see the same numbers.
         """
-        if torch.compiler.is_compiling():  # versions are not seen there; normalising twice changes nothing but roundings
-            self.weight.copy_(normalize(self.weight, self._dims))
-        elif self._held != (id(self.weight), self.weight._version):
-            self.weight.copy_(normalize(self.weight, self._dims))
-            self._held = (id(self.weight), self.weight._version)
+        size = magnitude(self.weight, self._dims)
+        held = torch.where((size - 1).abs() < HELD, self.weight, self.weight / size.clamp(min=EPS))
+        # Through `data`, since what autograd has saved of earlier passes stays true. Versions of weights would not tell whether
+        # they have changed: fused optimisers do not count them.
+        (self.weight if torch.compiler.is_compiling() else self.weight.data).copy_(held)
 
     @property
     def _dims(self) -> tuple[int, ...]:
