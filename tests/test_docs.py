@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from dlas.config import load
+import toys  # noqa: F401  # registers its components
+from dlas.config import check, load
 from dlas.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,3 +35,15 @@ def test_the_components_of_the_guide_train(tmp_path):
     assert Trainer(config).run().step == 2
     row = (tmp_path / "mine/metrics.jsonl").read_text().splitlines()[0]
     assert "generator/edges" in row
+
+
+def test_the_example_of_a_diffusion_trains_and_is_sampled(tmp_path):
+    (options,) = blocks(ROOT / "docs/diffusion.md", "yaml")
+    (tmp_path / "flow.yml").write_text(options)
+    small = ["eval.injectors.gen.steps=2", "datasets.val={mode: toy_pairs}"]
+    run = ["train.niter=2", "logger.tensorboard=false", "logger.print_freq=1", f"path.experiments={tmp_path}"]
+    assert check(tmp_path / "flow.yml") == []
+    assert Trainer(load(tmp_path / "flow.yml", [*small, *run])).run().step == 2
+    written = [json.loads(line) for line in (tmp_path / "sr_flow/metrics.jsonl").read_text().splitlines()]
+    assert written[0]["generator/diffusion"] > 0
+    assert written[-1]["psnr_y"] > 0

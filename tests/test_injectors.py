@@ -48,7 +48,7 @@ class NeedsSixteen(nn.Module):
 
 
 class NoisePredictor(nn.Module):
-    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+    def forward(self, x: Tensor, times: Tensor, low_res: Tensor | None = None) -> Tensor:
         return x * torch.tanh(times).reshape(-1, 1, 1, 1)
 
 
@@ -69,6 +69,12 @@ def image_state() -> dict[str, Any]:
 
 DECOMPOSED = {"x": images(), "shape": [16, BATCH, 3, 16], "order": [1, 2, 0, 3]}
 DECOMPOSED["x"] = DECOMPOSED["x"].permute(2, 0, 1, 3).flatten(0, 1)
+
+GAUSSIAN = {
+    "generator": "denoiser",
+    "beta_schedule": {"schedule_name": "linear", "num_diffusion_timesteps": 50},
+    "diffusion_args": {"model_mean_type": "epsilon", "model_var_type": "fixed_small", "loss_type": "mse"},
+}
 
 # One row for each injector: its options and the state that it reads.
 TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -107,6 +113,19 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "degrade": ({"in": "x", "out": "o", "scale": 2, "degradation": {"type": "bsrgan"}}, image_state()),
     "diffusion": (
         {"in": "x", "out": "o", "generator": "denoiser", "process": {"type": "flow"}, "prediction": "velocity"},
+        image_state(),
+    ),
+    "diffusion_sample": (
+        {"like": "x", "out": "o", "out_strip": "s", "generator": "denoiser", "process": {"type": "flow"}, "steps": 2},
+        image_state(),
+    ),
+    "consistency": (
+        {"in": "x", "out": "o", "out_x0": "s", "generator": "denoiser", "process": {"type": "edm"}, "scales_steps": 9},
+        image_state(),
+    ),
+    "gaussian_diffusion": ({"in": "x", "out": "o", "out_key_x_start": "s", **GAUSSIAN}, image_state()),
+    "gaussian_diffusion_inference": (
+        {"out": "o", "model_input_keys": {"low_res": "x"}, "respaced_timestep_spacing": 2, **GAUSSIAN},
         image_state(),
     ),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),

@@ -213,7 +213,7 @@ class KeyUse:
 
     @classmethod
     def of(cls, section: Component, trained: tuple[str, ...]) -> KeyUse:
-        """What the component uses. A network option of a loss that is not given stands for the networks that the step trains."""
+        """What the component uses; an absent network option of a loss stands for the networks that the step trains."""
         if section.component not in section.REGISTRY:
             return cls()
         entry = section.REGISTRY.find(section.component)

@@ -87,7 +87,7 @@ class DiffusionSampleInjector(Injector):
         to_unit_range: samples, and the strip, are brought from [-1, 1] to [0, 1].
         out_strip: key for a picture of the way, for each sample: what the network saw at some steps, side by side,
             (B, C, H, stages * W); (B, stages, ...) where samples are no pictures.
-        stages: how many.
+        stages: how many; not more than steps.
 
     Raises:
         ConfigurationError: options that do not go together; the message tells which.

@@ -352,7 +352,7 @@ EVAL = [
     Key(
         "eval.evaluators",
         "translated",
-        "left out, with a notice of what measures the same, where there is such a thing (`sr_diffusion_fid`); others are planned",
+        "left out, with a notice of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
         actions.evaluators,
         {"x": {"type": "sr_diffusion_fid"}},
     ),

@@ -31,7 +31,8 @@ class Facts:
         reads: state keys that it reads.
         writes: state keys that it writes.
         networks: networks that it runs.
-        unnamed_networks: options of a loss that name a network and are not given: the one that the step trains.
+        unnamed_networks: options that name a network and are not given: the one that the step trains. An injector may do
+            without networks that it does not need.
         complete: False if an option that names state keys could not be understood.
     """
 
@@ -126,7 +127,7 @@ def _take(found: Facts, parameter: Parameter, problems: list[Problem]) -> None:
     if "NetworkName" in annotation:
         if isinstance(value, str):
             found.networks.append(Reference(value, name, place))
-        elif name not in section.given and not isinstance(section, InjectorConfig):
+        elif name not in section.given and (parameter.required or not isinstance(section, InjectorConfig)):
             found.unnamed_networks.append(name)
         return
     target = found.writes if "StateOut" in annotation else found.reads if "StateIn" in annotation else None
