@@ -11,6 +11,7 @@ from torch import Tensor
 from dlas.diffusion import Level, NetworkDenoiser, convert, create_process, diffuse, target, to_eps, to_x0
 from dlas.diffusion.levels import error_factor
 from dlas.diffusion.samplers import create_sampler
+from dlas.diffusion.schedules import alpha_bars, betas_of
 from dlas.diffusion.times import low_discrepancy
 from dlas.errors import ConfigurationError
 
@@ -143,3 +144,15 @@ def test_wrong_channels_are_named() -> None:
     denoise = NetworkDenoiser(lambda x, t: x, process, "velocity", learned_variance=True)
     with pytest.raises(ValueError, match="gave 3 channels, expected 6"):
         denoise(torch.zeros(1, 3, 2, 2), 0.5)
+
+
+def test_latent_diffusions_schedule_is_linear_in_the_root() -> None:
+    bars = alpha_bars("scaled_linear", 1000)
+    betas = betas_of(bars)
+    assert betas[0].item() == pytest.approx(0.00085, rel=1e-12)
+    assert betas[-1].item() == pytest.approx(0.012, rel=1e-10)
+    steps = betas.sqrt().diff()
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=0)
+    assert betas_of(alpha_bars("scaled_linear", 100)).sum().item() == pytest.approx(betas.sum().item(), rel=0.01)
+    with pytest.raises(ConfigurationError, match="at least 13"):
+        alpha_bars("scaled_linear", 12)

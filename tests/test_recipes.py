@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from dlas.config import load
+from dlas.engine.encoding import encode_data_sets
 from dlas.engine.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -77,7 +81,8 @@ def test_so_do_those_of_real_esrgan(family):
     assert after.networks["generator"].options == before.networks["generator"].options
 
 
-FULL = [path for path in sorted(RECIPES.rglob("*.yml")) if "small" not in path.name]
+LATENT = RECIPES / "latent_t2i"  # its phases are tested together
+FULL = [path for path in sorted(RECIPES.rglob("*.yml")) if "small" not in path.name and path.parent != LATENT]
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +112,88 @@ def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path
     run = Trainer(load(path, settings))
     assert run.run().step == 2
     assert (tmp_path / config.name / "checkpoints/2/generator.ema.safetensors").exists()
+
+
+# -------------------------------------------------------------------------------------------------- latent diffusion from text
+
+
+class StandInForClip(nn.Module):
+    """What the plug-in needs of CLIP's text encoder, and its tokenizer."""
+
+    from_pretrained = classmethod(lambda cls, folder: cls())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(256, 16, _weight=torch.linspace(-1, 1, 256 * 16).reshape(256, 16))
+
+    def forward(self, numbers):
+        return SimpleNamespace(last_hidden_state=self.table(numbers))
+
+
+def tokenizer(captions, **options):
+    numbers = [
+        [ord(each) % 256 for each in caption.ljust(options["max_length"])[: options["max_length"]]] for caption in captions
+    ]
+    return SimpleNamespace(input_ids=torch.tensor(numbers))
+
+
+@pytest.fixture
+def captioned(photographs, tmp_path, monkeypatch):
+    """Settings of a run on photographs with captions, in small, with a stand-in for CLIP."""
+    module = ModuleType("transformers")
+    module.CLIPTextModel = StandInForClip
+    module.CLIPTokenizer = SimpleNamespace(from_pretrained=lambda folder: tokenizer)
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("".join(f'{{"file": "{path.name}", "caption": "noise"}}\n' for path in photographs.iterdir()))
+    own = {"networks.autoencoder.channels": 8, "networks.autoencoder.norm_groups": "dlas", "precision": "fp32"}
+    own |= {"datasets.val.paths": photographs, "datasets.val.target_size": 64, "datasets.train.n_workers": 0}
+    own |= {"train.niter": 2, "train.val_freq": 2, "datasets.train.batch_size": 2, "path.experiments": tmp_path}
+    return [f"{key}={value}" for key, value in own.items()], photographs, captions
+
+
+def test_full_phases_of_latent_diffusion_follow_each_other_shrunk(captioned, tmp_path):
+    settings, folder, captions = captioned
+    source = {"paths": f"[{folder}]", "captions": f"[{captions}]", "target_size": 64}
+    settings += [f"datasets.train.source.{key}={value}" for key, value in source.items()]
+    settings += ["encode.precision=fp32", f"datasets.val.captions={captions}", "eval.injectors.samples.steps=2"]
+    settings += ["train.warmup_iter=1", "eval.injectors.samples.shape=[4, 8, 8]"]
+    small = {
+        "model_channels": 32,
+        "channel_mult": [1, 2],
+        "num_head_channels": 16,
+        "context_channels": 16,
+        "norm_groups": "dlas",
+    }
+    small |= {"attention_resolutions": [1], "num_res_blocks": 1}
+    settings += [f"networks.denoiser.{key}={value}" for key, value in small.items()]
+    for phase, before in (
+        ("256", "{}"),
+        ("512", f"{{denoiser: {tmp_path}/latent_t2i_256/checkpoints/2/denoiser.safetensors}}"),
+    ):
+        own = [*settings, f"datasets.train.folder={tmp_path}/{phase}", f"path.pretrain={before}"]
+        config = load(LATENT / f"{phase}.yml", own)
+        torch.manual_seed(0)
+        encode_data_sets(config)
+        # The autoencoder has weights of its own in each: nothing is named for it here.
+        weights = tmp_path / f"{phase}.safetensors"
+        run = Trainer(config, resume="never")
+        save_file({k: v.contiguous() for k, v in run.networks["autoencoder"].state_dict().items()}, weights)
+        pretrain = before.rstrip("}") + (", " if len(before) > 2 else "") + f"autoencoder: {weights}}}"
+        config = load(LATENT / f"{phase}.yml", [*own, f"path.pretrain={pretrain}"])
+        encode_data_sets(config, overwrite=True)
+        assert Trainer(config).run().step == 2
+        assert len([*(tmp_path / f"latent_t2i_{phase}/val/val").iterdir()]) == 2
+    full = [load(LATENT / f"{phase}.yml") for phase in ("256", "512")]
+    assert full[1].path.pretrain["denoiser"] == (
+        f"experiments/{full[0].name}/checkpoints/{full[0].train.niter}/denoiser.safetensors"
+    )
+    assert full[0].networks["denoiser"].options == full[1].networks["denoiser"].options
+
+
+def test_the_full_autoencoder_trains_shrunk(captioned):
+    settings, folder, _ = captioned
+    settings += [f"datasets.train.paths=[{folder}]", "datasets.train.target_size=64", "networks.discriminator.ndf=8"]
+    settings += ["steps.autoencoder.losses.lpips.random_weights=true", "steps.autoencoder.losses.gan.after=1"]
+    settings += ["steps.discriminator.after=1", "eval.metrics=[psnr]"]
+    assert Trainer(load(LATENT / "autoencoder.yml", settings)).run().step == 2

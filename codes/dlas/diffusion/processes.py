@@ -156,7 +156,8 @@ class VariancePreserving(Timesteps):
     """DDPM's: integer timesteps, alpha^2 + sigma^2 = 1.
 
     Args:
-        schedule: how noise grows. linear: of Ho et al. 2020; cosine: of Nichol and Dhariwal 2021 (arXiv:2102.09672).
+        schedule: how noise grows. linear: of Ho et al. 2020; scaled_linear: of latent diffusion (Rombach et al. 2022), Stable
+            Diffusion's; cosine: of Nichol and Dhariwal 2021 (arXiv:2102.09672).
         steps: timesteps T.
         zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1); the
             network must not predict eps then.
@@ -167,7 +168,7 @@ class VariancePreserving(Timesteps):
     def __init__(
         self,
         *,
-        schedule: Literal["linear", "cosine"] = "linear",
+        schedule: Literal["linear", "scaled_linear", "cosine"] = "linear",
         steps: PositiveInt = 1000,
         zero_terminal_snr: bool = False,
         rescale_timesteps: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,6 +29,22 @@ def linear_betas(steps: int) -> Tensor:
     return torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64)
 
 
+def scaled_linear_betas(steps: int) -> Tensor:
+    """sqrt(beta) from sqrt(0.00085) to sqrt(0.012) for 1000 timesteps, beta being 1000 / T times that for T: (T,), float64.
+
+    Args:
+        steps: timesteps T, at least 13: fewer would ask for a beta over 1.
+
+    Raises:
+        ConfigurationError: there are fewer.
+
+    Source: the configuration files of Rombach et al. 2022 (arXiv:2112.10752), and of Stable Diffusion after them.
+    """
+    if steps < 13:
+        raise ConfigurationError(f"a scaled linear schedule needs at least 13 timesteps, given: {steps}; take schedule: cosine")
+    return 1000 / steps * torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64).square()
+
+
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Tensor:
     """beta by which alpha bar falls like the square of a cosine: (T,), float64.
 
@@ -45,15 +62,22 @@ def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> T
     return torch.tensor([min(1 - bar((i + 1) / steps) / bar(i / steps), largest) for i in range(steps)], dtype=torch.float64)
 
 
-def alpha_bars(schedule: Literal["linear", "cosine"], steps: int) -> Tensor:
+_BETAS: dict[str, Callable[[int], Tensor]] = {
+    "linear": linear_betas,
+    "scaled_linear": scaled_linear_betas,
+    "cosine": cosine_betas,
+}
+
+
+def alpha_bars(schedule: Literal["linear", "scaled_linear", "cosine"], steps: int) -> Tensor:
     """alpha bar of each timestep: (T,), float64.
 
     Raises:
         ConfigurationError: the schedule is unknown or does not allow so few timesteps.
     """
-    if schedule not in ("linear", "cosine"):
-        raise ConfigurationError(f"a schedule is 'linear' or 'cosine'; given: {schedule!r}")
-    return torch.cumprod(1 - (linear_betas(steps) if schedule == "linear" else cosine_betas(steps)), dim=0)
+    if schedule not in _BETAS:
+        raise ConfigurationError(f"a schedule is {', '.join(map(repr, _BETAS))}; given: {schedule!r}")
+    return torch.cumprod(1 - _BETAS[schedule](steps), dim=0)
 
 
 def betas_of(bars: Tensor) -> Tensor:
