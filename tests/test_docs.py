@@ -38,7 +38,7 @@ def test_the_components_of_the_guide_train(tmp_path):
 
 
 def test_the_example_of_a_diffusion_trains_and_is_sampled(tmp_path):
-    (options,) = blocks(ROOT / "docs/diffusion.md", "yaml")
+    options, *_ = blocks(ROOT / "docs/diffusion.md", "yaml")
     (tmp_path / "flow.yml").write_text(options)
     small = ["eval.injectors.gen.steps=2", "datasets.val={mode: toy_pairs}"]
     run = ["train.niter=2", "logger.tensorboard=false", "logger.print_freq=1", f"path.experiments={tmp_path}"]
