@@ -552,7 +552,7 @@ def test_a_best_section_names_a_set(tmp_path):
     section = KeepBestConfig(metric="psnr", set="b")
     sets = {"train": SimpleNamespace(name=None), "a": SimpleNamespace(name=None), "x": SimpleNamespace(name="b")}
     config = SimpleNamespace(
-        checkpoints=SimpleNamespace(keep_best=section), eval=SimpleNamespace(figures=["psnr"]), datasets=sets
+        checkpoints=SimpleNamespace(keep_best=section), eval=SimpleNamespace(figures=["psnr"], values=[]), datasets=sets
     )
     best = BestFigures(config)
     figures: dict = {}

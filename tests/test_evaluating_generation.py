@@ -310,37 +310,3 @@ def test_a_folder_of_reference_pictures_replaces_the_true_ones(tmp_path: Path) -
 
 
 # ---------------------------------------------------------------------------------------------------------------- older files
-
-
-def test_an_evaluator_of_older_files_becomes_a_data_set_and_a_metric(tmp_path) -> None:
-    text = (
-        FILE.replace("  val: {mode: toy_pictures}\n", "").partition("eval:")[0]
-        + """\
-eval:
-  evaluators:
-    fid:
-      type: sr_diffusion_fid
-      for: generator
-      batch_size: 3
-      fid_batch_size: 64
-      dataset: {name: real, mode: toy_pictures, length: 6}
-      diffusion_params: {type: toy_sampler, in: hq, out_strip: strip}
-"""
-    )
-    path = tmp_path / "options.yml"
-    path.write_text(text)
-    config = load(path, ["eval.metrics=[fd_pca]"])
-    assert config.datasets["fid"].name == "real" and config.datasets["fid"].options == {"length": 6}
-    assert config.eval.batch_size == 3 and config.eval.reverse_n1_to_1 == ["gen"]
-    assert config.eval.injectors["fid"].options["out"] == "gen"
-    assert load(path).eval.metrics == ["fid"]
-    assert any("read as 'datasets.fid'" in str(problem) for problem in config.notices)
-    run = trainer(tmp_path, text, "eval.metrics=[fd_pca]", "eval.metric_options={fd_pca: {size: 2, dimensions: 2}}")
-    run.run()
-    assert {row["set"] for row in rows(tmp_path / "run", "val")} == {"real"}
-    path.write_text(text.replace("dataset:", "data_set:"))
-    assert any("needs 'dataset' and 'diffusion_params'" in str(problem) for problem in check(path))
-    path.write_text(text + "  injectors: {gen: {type: toy_sampler, in: hq, out: gen, out_strip: strip}}\n")
-    assert any("one way to make the samples" in str(problem) for problem in check(path))
-    path.write_text(text.replace("train: {mode", "fid: {mode: toy_pictures}\n  train: {mode"))
-    assert any("there is a data set 'fid' already" in str(problem) for problem in check(path))

@@ -115,6 +115,11 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"in": "x", "out": "o", "generator": "denoiser", "process": {"type": "flow"}, "prediction": "velocity"},
         image_state(),
     ),
+    "bits_per_dimension": (
+        {"in": "x", "out": "o", "out_x0_error": "s", "generator": "denoiser", "process": {"type": "vp"}, "timesteps": 3},
+        image_state(),
+    ),
+    "tokenize": ({"in": "caption", "out": "o", "length": 4}, {"caption": ["a cat", "a dog", "", "a cat"]}),
     "diffusion_sample": (
         {"like": "x", "out": "o", "out_strip": "s", "generator": "denoiser", "process": {"type": "flow"}, "steps": 2},
         image_state(),

@@ -29,7 +29,7 @@ from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import is_out_of_memory, reason
 from dlas.engine.trainer import Trainer
 from dlas.errors import TrainingError
-from dlas.injectors.base import State
+from dlas.injectors.base import Injector, State
 from dlas.losses.base import Loss
 from dlas.registry import ARCHS, LOSSES
 from runs import assert_same_tensors, batches, configure, rows, trainer
@@ -116,13 +116,14 @@ def run_short(run: Trainer, name: str, place: str, fails: Fails) -> Trainer:
         gated = step.injectors[-1]
         injector = gated.injector
 
-        def inject(state: State, context: Context) -> dict[str, Any]:
-            new = injector(state, context)
-            if context.training:
-                stop(context)
-            return new
+        class Short(Injector):
+            def __call__(self, state: State, context: Context) -> dict[str, Any]:
+                new = injector(state, context)
+                if context.training:
+                    stop(context)
+                return new
 
-        gated.injector = inject
+        gated.injector = Short()
         return run
     loss = step.losses[-1].loss
     forward = loss.forward

@@ -44,6 +44,10 @@ class Latents(Dataset):
     def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample:
         return _checked(Path(options["folder"]).expanduser(), options["keep"], options["source"]).spec(options["keep"])
 
+    @classmethod
+    def inventory(cls, phase: str, options: Mapping[str, Any]) -> None:
+        """None: there are no images; `source` has them."""
+
     def __len__(self) -> int:
         return len(self.store)
 
