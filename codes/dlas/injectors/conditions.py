@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlas.diffusion.noise import without_condition
 from dlas.errors import ConfigurationError
 
 
@@ -42,10 +43,8 @@ def without(conditions: Mapping[str, Any], unconditional: Mapping[str, float], d
         dropped: (B,), true where they are replaced.
     """
     replaced = dict(conditions)
-    for argument, number in unconditional.items():
-        value: Tensor = replaced[argument]
-        mask = dropped.reshape(-1, *(1,) * (value.dim() - 1))
-        replaced[argument] = torch.where(mask, torch.full_like(value, number), value)
+    for argument, nothing in none_of(conditions, unconditional).items():
+        replaced[argument] = without_condition(replaced[argument], nothing, dropped)
     return replaced
 
 

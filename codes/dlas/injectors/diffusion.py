@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlas.context import Context, mix_seed
 from dlas.diffusion import NetworkDenoiser, create_process
-from dlas.diffusion.noise import Assignment, draw_noise
+from dlas.diffusion.noise import Assignment, draw_noise, dropped
 from dlas.diffusion.processes import Process
 from dlas.diffusion.tables import on_host
 from dlas.diffusion.times import Drawn, Observations, Uniform, create_times, low_discrepancy
@@ -227,8 +227,8 @@ class DiffusionInjector(Injector):
         x0: Tensor = state[self.source].float()
         conditions = read_conditions(self.conditions, state)
         if self.drop_rate and context.training:
-            dropped = context.rand((), f"{self.out}/drop", x0.device) < self.drop_rate
-            conditions = without(conditions, self.unconditional, dropped)
+            drop = dropped(context.rand((), f"{self.out}/drop", x0.device), self.drop_rate)
+            conditions = without(conditions, self.unconditional, drop)
         drawn = self.lesson.draw(context, x0.device)
         answer = self.lesson.ask(context.network(self.network), x0, conditions, drawn, context)
         self.lesson.log_quantiles(context, answer, f"{self.out}_")
