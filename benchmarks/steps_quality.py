@@ -1,6 +1,6 @@
 """Fréchet distance of a diffusion model's samples by sampler, steps and guidance, beside that of what is no model.
 
-    python benchmarks/steps_quality.py experiments/edm_small [--samples 5000] [--rows dpm_solver:20 ancestral:200]
+    python benchmarks/steps_quality.py experiments/edm_small [--samples 3000] [--rows dpm_solver:20 ancestral:200]
 
 For runs of recipes/edm/small.yml, recipes/flow/small.yml and their like: data set `digits`, samples made by the validation's
 injector `sample`. The figure is the validation's, `fd_pca` (the squared Fréchet distance of pixels, rounded to 8 bits, in the
@@ -42,8 +42,8 @@ from dlas.metrics.frechet import PixelFrechetDistance
 from dlas.observe.pictures import grid
 
 ROWS = [
-    *(f"dpm_solver:{steps}" for steps in (5, 10, 20, 50)),
-    *("dpm_solver:20,eta=1", "ddim:20", "heun:10", "ancestral:50", "ancestral:200"),
+    *(f"dpm_solver:{steps}" for steps in (5, 10, 20, 100)),
+    *("dpm_solver:20,eta=1", "ddim:20", "heun:10", "ancestral:200"),
     *(f"dpm_solver:20,guidance={scale}" for scale in (1.5, 3)),
 ]
 OF_SAMPLER = {"eta", "s_churn", "variance"}
@@ -130,8 +130,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--rows", nargs="*", default=ROWS)
     parser.add_argument("--sheet", type=Path, help="write the first 100 samples of the last row as a PNG")
     arguments = parser.parse_args()
