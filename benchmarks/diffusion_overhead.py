@@ -3,11 +3,11 @@
     python benchmarks/diffusion_overhead.py [--channels 64] [--size 32] [--batch 8] [--steps 2] [--rounds 15] [--threads 1]
 
 Both train a `guided_unet` (three levels, two blocks each, attention at the coarsest) to predict the noise of a cosine
-schedule with Adam, in float32. The loop does what it must and no more: a timestep and noise for the batch, the noisy
-pictures, the network, the mean squared error, the backward pass, the step. The trainer also reads its data set, draws stratified
-times and noise by sample, averages and logs losses by noise level, and watches gradients for what is not finite. Both run in
-turn in one process, so that other load on the machine hits both alike. Prints one JSON line: the median over rounds of the paired
-ratio, of wall-clock and of processor time, and of the difference in microseconds.
+schedule with Adam, in float32. The loop does what it must and no more: timesteps and noise for the batch, the noisy
+pictures, the network, the mean squared error, the backward pass, the step. The trainer also reads its data set, draws
+stratified times and noise by sample, averages and logs losses by noise level, and watches gradients for what is not
+finite. Both run in turn in one process, so that other load on the machine hits both alike. Prints one JSON line: the
+median over rounds of the paired ratio, of wall-clock and of processor time, and of the difference in microseconds.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ first principal components of the true pictures), here from all training picture
 and the label of training picture n, from the first again after the last, so that every row starts with the same noise.
 
 A row is `sampler:steps`, with options after commas: `heun:10`, `dpm_solver:20,eta=1`, `dpm_solver:20,guidance=1.5`,
-`dpm_solver:20,spacing=log_snr`. Prints one JSON line a row; `deviation` is the standard deviation of the figure by which samples
-there happen to be (bootstrap).
+`dpm_solver:20,spacing=log_snr`. Prints one JSON line a row; `deviation` is the standard deviation of the figure by
+which samples there happen to be (bootstrap).
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def test_folders_are_classes(tmp_path):
     write(tmp_path / "q/c/0.png", picture(8, 8))
     paths = [str(tmp_path / "p"), str(tmp_path / "q")]
     data = dataset(mode="imagefolder", paths=paths, weights=[1, 2], scale=1, labels="label")
-    found = {sample(data, index)["path"].removeprefix(f"{tmp_path}/"): sample(data, index)["label"] for index in range(len(data))}
+    samples = [sample(data, index) for index in range(len(data))]
+    found = {each["path"].removeprefix(f"{tmp_path}/"): each["label"] for each in samples}
     assert {path: int(label) for path, label in found.items()} == {
         "p/a/1.png": 0, "p/a/more/2.png": 0, "p/b/0.png": 1, "q/c/0.png": 2,
     }  # fmt: skip

@@ -118,7 +118,9 @@ def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path
 
 
 TINY = {
-    "edm2_unet": {"model_channels": 8, "channel_mult": "[1, 2]", "num_blocks": 1, "attention_resolutions": "[2]", "channels_per_head": 8},
+    "edm2_unet": {
+        "model_channels": 8, "channel_mult": "[1, 2]", "num_blocks": 1, "attention_resolutions": "[2]", "channels_per_head": 8,
+    },
     "dit": {"hidden_size": 16, "depth": 1, "num_heads": 2},
     "noise_level_variance": {},
 }  # fmt: skip

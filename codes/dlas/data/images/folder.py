@@ -31,8 +31,8 @@ class ImageFolder(CutImages):
     """Images of a folder and all below it.
 
     Gives `hq` and `lq` (3, H, W) and (3, H / scale, W / scale), float32 RGB in [0, 1] unless `rgb_n1_to_1` or `normalize` says
-    otherwise, `corruption_entropy` (the severity of each fixed corruption, in [0, 1]), `path` and a `name` unique in the set; with
-    `labels` the image's class, too.
+    otherwise, `corruption_entropy` (the severity of each fixed corruption, in [0, 1]), `path` and a `name` unique in the set;
+    with `labels` the image's class, too.
 
     Args:
         phase: in the train phase images are mirrored at random.
