@@ -125,7 +125,7 @@ def trainer_of(folder: str, options: str) -> Callable[[int], None]:
     path = Path(folder) / "options.yml"
     path.write_text(options)
     trainer = Trainer(load(path, [f"path.experiments={folder}"]))
-    trainer.folder.path.mkdir(exist_ok=True)
+    trainer.folder.checkpoints.mkdir(parents=True, exist_ok=True)
     (trainer.folder.path / "config.resolved.yml").write_text("")
     trainer.recorder = Recorder(trainer.folder.metrics, None)
     loader = trainer._loader()
