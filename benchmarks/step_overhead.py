@@ -116,11 +116,16 @@ def bare_loop(network: nn.Module, size: int, scale: int, precision: str, layout:
 
 
 def trainer_loop(folder: str, network: str, size: int, scale: int, precision: str, layout: str) -> Callable[[int], None]:
-    """The trainer's own loop, loader, logs and all; returns what runs a number of its steps."""
+    """A training of super-resolution by the trainer; see `trainer_of`."""
+    return trainer_of(folder, OPTIONS.format(scale=scale, precision=precision, layout=layout, size=size, network=network))
+
+
+def trainer_of(folder: str, options: str) -> Callable[[int], None]:
+    """The trainer's own loop, loader, logs and all, for a file of options; returns what runs a number of its steps."""
     path = Path(folder) / "options.yml"
-    path.write_text(OPTIONS.format(scale=scale, precision=precision, layout=layout, size=size, network=network))
+    path.write_text(options)
     trainer = Trainer(load(path, [f"path.experiments={folder}"]))
-    trainer.folder.path.mkdir(exist_ok=True)
+    trainer.folder.checkpoints.mkdir(parents=True, exist_ok=True)
     (trainer.folder.path / "config.resolved.yml").write_text("")
     trainer.recorder = Recorder(trainer.folder.metrics, None)
     loader = trainer._loader()

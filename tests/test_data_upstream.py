@@ -99,6 +99,23 @@ def test_ranges_of_a_folder(tmp_path):
         dataset(**options, rgb_n1_to_1=True, normalize="imagenet")
 
 
+def test_folders_are_classes(tmp_path):
+    for name in ("b/0", "a/1", "a/more/2"):
+        write(tmp_path / f"p/{name}.png", picture(8, 8))
+    write(tmp_path / "q/c/0.png", picture(8, 8))
+    paths = [str(tmp_path / "p"), str(tmp_path / "q")]
+    data = dataset(mode="imagefolder", paths=paths, weights=[1, 2], scale=1, labels="label")
+    samples = [sample(data, index) for index in range(len(data))]
+    found = {each["path"].removeprefix(f"{tmp_path}/"): each["label"] for each in samples}
+    assert {path: int(label) for path, label in found.items()} == {
+        "p/a/1.png": 0, "p/a/more/2.png": 0, "p/b/0.png": 1, "q/c/0.png": 2,
+    }  # fmt: skip
+    assert all(label.dtype == torch.int64 for label in found.values())
+    write(tmp_path / "q/3.png", picture(8, 8))
+    with pytest.raises(DataError, match=r"q/3\.png: is in no class's folder.*q/cat/3\.png"):
+        dataset(mode="imagefolder", paths=paths, scale=1, labels="label")
+
+
 def test_images_are_mirrored_at_random_in_training_only(tmp_path):
     write(tmp_path / "p/0.png", picture(16, 16))
     for phase, options, kinds in (("train", {}, 2), ("val", {}, 1), ("train", {"disable_flip": True}, 1)):

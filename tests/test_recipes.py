@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dlas.config import load
+from dlas.data.images.digits import Digits
+from dlas.diffusion import create_process
 from dlas.engine.encoding import encode_data_sets
 from dlas.engine.trainer import Trainer
 
@@ -83,6 +88,12 @@ def test_so_do_those_of_real_esrgan(family):
 
 LATENT = RECIPES / "latent_t2i"  # its phases are tested together
 FULL = [path for path in sorted(RECIPES.rglob("*.yml")) if "small" not in path.name and path.parent != LATENT]
+GENERATIVE = ("edm", "flow")
+"""Folders of recipes that make pictures of nothing."""
+
+
+def _named(path):
+    return str(path.relative_to(RECIPES).as_posix())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +105,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", FULL, ids=lambda p: str(p.relative_to(RECIPES).as_posix()))
+@pytest.mark.parametrize("path", [p for p in FULL if p.parent.name not in GENERATIVE], ids=_named)
 def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path):
     """Two steps with all that a recipe has, in small: its wiring and its data set are what it is about."""
     config = load(path)
@@ -197,3 +208,55 @@ def test_the_full_autoencoder_trains_shrunk(captioned):
     settings += ["steps.autoencoder.losses.lpips.random_weights=true", "steps.autoencoder.losses.gan.after=1"]
     settings += ["steps.discriminator.after=1", "eval.metrics=[psnr]"]
     assert Trainer(load(LATENT / "autoencoder.yml", settings)).run().step == 2
+
+
+TINY = {
+    "edm2_unet": {
+        "model_channels": 8, "channel_mult": "[1, 2]", "num_blocks": 1, "attention_resolutions": "[2]", "channels_per_head": 8,
+    },
+    "dit": {"hidden_size": 16, "depth": 1, "num_heads": 2},
+    "noise_level_variance": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [p for p in FULL if p.parent.name in GENERATIVE], ids=_named)
+def test_full_recipes_from_nothing_train_sample_and_save_shrunk(path, photographs, tmp_path):
+    """As above; what is measured needs weights and statistics of millions of pictures, so here it is the pixels."""
+    config = load(path)
+    for number in range(2):
+        (tmp_path / f"classes/{number}").mkdir(parents=True)
+        shutil.copy(photographs / f"{number}.png", tmp_path / f"classes/{number}/0.png")
+    settings = [f"path.experiments={tmp_path}", "train.niter=2", "train.val_freq=2", "precision=fp32", "eval.precision=fp32"]
+    settings += ["datasets.train.batch_size=2", "datasets.train.n_workers=0", "logger.tensorboard=false"]
+    settings += [f"datasets.{phase}.paths={tmp_path / 'classes'}" for phase in ("train", "val")]
+    settings += ["eval.metrics=[fd_pca]", "eval.metric_options={fd_pca: {size: 8}}", "eval.injectors.sample.steps=2"]
+    for name, network in config.networks.items():
+        settings += [f"networks.{name}.{key}={value}" for key, value in TINY[network.which_model].items()]
+    run = Trainer(load(path, settings))
+    assert run.run().step == 2
+    assert (tmp_path / config.name / "checkpoints/2/generator.ema.safetensors").exists()
+    assert (tmp_path / config.name / "val/val/2.grid.png").exists()
+    rows = [json.loads(line) for line in (tmp_path / config.name / "metrics.jsonl").read_text().splitlines()]
+    assert any(math.isfinite(value) for row in rows for key, value in row.items() if key.endswith("fd_pca"))
+
+
+@pytest.mark.parametrize("path", sorted(p for folder in GENERATIVE for p in (RECIPES / folder).glob("*.yml")), ids=_named)
+def test_samples_are_drawn_as_was_trained(path):
+    config = load(path)
+    (step,) = config.steps.values()
+    lesson, sampling = step.injectors["loss"].options, config.eval.injectors["sample"].options
+    assert all(lesson[key] == sampling[key] for key in ("process", "prediction", "conditions"))
+    before, after = step.injectors["data"].options, config.eval.injectors["gen"].options
+    assert (before["shift"], before["scale"]) == (after["shift"], after["scale"])
+    assert sampling.get("guidance", 1) == 1 or lesson["drop_rate"] > 0
+
+
+@pytest.mark.parametrize("folder", GENERATIVE)
+def test_the_pictures_of_small_recipes_are_as_wide_as_the_process_takes_them_to_be(folder):
+    config = load(RECIPES / folder / "small.yml")
+    (step,) = config.steps.values()
+    options = step.injectors["data"].options
+    pixels = torch.from_numpy(Digits("train").pixels) / 255
+    width = create_process(step.injectors["loss"].options["process"]).sigma_data
+    assert pixels.mean() == pytest.approx(options["shift"], abs=1e-3)
+    assert pixels.std() / options["scale"] == pytest.approx(width, abs=2e-3)

@@ -27,6 +27,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "cosine": {},
     "linear": {},
     "polynomial": {},
+    "inverse_sqrt": {"constant_steps": 25},
     "one_cycle": {},
 }
 # The same for torch's, of which the file cannot configure those that are made of functions or other schedulers.
@@ -251,6 +252,12 @@ def test_cosine_linear_and_polynomial_reach_their_ends() -> None:
         found = series(options, lr=1.0)
         assert (found[0], found[20], found[40], found[59]) == pytest.approx((1.0, middle, end, end))
     assert series({"type": "linear"}, lr=1.0)[30] == pytest.approx(0.5)  # over the run by default
+
+
+def test_the_inverse_root_is_constant_first() -> None:
+    found = series({"type": "inverse_sqrt", "constant_steps": 9}, lr=0.6)
+    assert found[:10] == pytest.approx([0.6] * 10)
+    assert (found[16], found[36]) == pytest.approx((0.6 * 3 / 4, 0.6 * 3 / 6))
 
 
 def test_a_total_that_nobody_knows_is_asked_for() -> None:

@@ -156,6 +156,20 @@ def polynomial(
     return lambda step, initial: initial * (final_factor + (1 - final_factor) * (1 - min(step / end, 1.0)) ** power)
 
 
+@SCHEDULES.register("inverse_sqrt")
+def inverse_sqrt(*, constant_steps: PositiveInt) -> LearningRate:
+    """At first constant, then falling with the root of the steps: ``lr = lr0 / sqrt(max(1, s / constant_steps))``.
+
+    It has no end, so a run may go on as long as it pays. `warmup_iter` gives it a linear warm-up.
+
+    Args:
+        constant_steps: steps before it falls.
+
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696.
+    """
+    return lambda step, initial: initial / math.sqrt(max(1.0, step / constant_steps))
+
+
 @SCHEDULES.register("one_cycle")
 def one_cycle(
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,9 @@ from dlas.data.images.files import read_image
 from dlas.data.images.pairs import unique_names
 from dlas.data.images.squares import CutImages, as_float, as_tensor, images_below
 from dlas.data.inventory import Inventory, Item
-from dlas.errors import ConfigurationError
+from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
-from dlas.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from dlas.types import NonNegativeFloat, NonNegativeInt, PositiveInt, StateOut
 
 _NORMALS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # mean and deviation of the training images
@@ -31,7 +31,8 @@ class ImageFolder(CutImages):
     """Images of a folder and all below it.
 
     Gives `hq` and `lq` (3, H, W) and (3, H / scale, W / scale), float32 RGB in [0, 1] unless `rgb_n1_to_1` or `normalize` says
-    otherwise, `corruption_entropy` (the severity of each fixed corruption, in [0, 1]), `path` and a `name` unique in the set.
+    otherwise, `corruption_entropy` (the severity of each fixed corruption, in [0, 1]), `path` and a `name` unique in the set;
+    with `labels` the image's class, too.
 
     Args:
         phase: in the train phase images are mirrored at random.
@@ -47,6 +48,8 @@ class ImageFolder(CutImages):
         rgb_n1_to_1: images are in [-1, 1].
         normalize: subtract the mean and divide by the deviation of ImageNet, or map to [-1, 1] (`stylegan2_norm`).
         fixed_parameters: further entries of every sample: name and number, or list of numbers.
+        labels: key for the image's class, an int64: the number, by name, of its folder among those directly below `paths`. Give
+            every phase folders of the same names.
         fixed_corruptions: damage to every low-quality image: `jpeg-broad`, `gaussian_blur`, ...
         random_corruptions: damages to draw from.
         num_corrupts_per_image: how many are drawn for an image.
@@ -58,7 +61,7 @@ class ImageFolder(CutImages):
 
     Raises:
         ConfigurationError: options contradict each other.
-        DataError: a folder is missing or has no images.
+        DataError: a folder is missing or has no images; with `labels`, an image is in no class's folder.
     """
 
     provides = ("lq", "hq", "corruption_entropy", "path", "name")
@@ -80,6 +83,7 @@ class ImageFolder(CutImages):
         rgb_n1_to_1: bool = False,
         normalize: Literal["imagenet", "stylegan2_norm"] | None = None,
         fixed_parameters: dict[str, Any] | None = None,
+        labels: StateOut | None = None,
         fixed_corruptions: list[str] | None = None,
         random_corruptions: list[str] | None = None,
         num_corrupts_per_image: NonNegativeInt = 0,
@@ -109,6 +113,8 @@ class ImageFolder(CutImages):
         normal = "stylegan2_norm" if rgb_n1_to_1 else normalize
         self.normal = None if normal is None else _NORMALS[normal]
         self.parameters = {name: torch.as_tensor(value) for name, value in (fixed_parameters or {}).items()}
+        self.label_key = labels
+        self.labels = [] if labels is None else class_numbers(self.files, paths)
         self.on_bad_file = on_bad_file
         self.names = unique_names(self.files)
 
@@ -133,6 +139,7 @@ class ImageFolder(CutImages):
             "hq": self._normalised(as_tensor(hq)),
             "corruption_entropy": torch.tensor(entropy),
             **self.parameters,
+            **({} if self.label_key is None else {self.label_key: torch.tensor(self.labels[request.index])}),
             "path": str(self.files[request.index]),
             "name": self.names[request.index],
         }
@@ -142,6 +149,30 @@ class ImageFolder(CutImages):
             return image
         mean, deviation = (torch.tensor(each)[:, None, None] for each in self.normal)
         return (image - mean) / deviation
+
+
+def class_numbers(files: Sequence[Path], paths: str | Sequence[str]) -> list[int]:
+    """Classes of images: numbers of their folders, in the order of the folders' names.
+
+    Args:
+        files: the images.
+        paths: folder, or folders, whose folders are the classes; one of the same name in several is one class.
+
+    Raises:
+        DataError: an image is in none of them.
+    """
+    roots = [Path(root).expanduser() for root in ([paths] if isinstance(paths, str) else paths)]
+    names = []
+    for file in files:
+        inside = next(file.relative_to(root).parts for root in roots if file.is_relative_to(root))
+        if len(inside) < 2:
+            raise DataError(
+                f"{printable(file)}: is in no class's folder; with 'labels' expected one more folder in between, such as "
+                f"{printable(file.parent / 'cat' / file.name)}"
+            )
+        names.append(inside[0])
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return [numbers[name] for name in names]
 
 
 def _middle(image: FloatImage, side: int | None, square: bool, path: Path) -> FloatImage:
