@@ -19,7 +19,8 @@ from dlas.layers.classifiers import build_classifier, files
 from dlas.layers.lpips import BACKBONES
 from dlas.layers.resize import imresize
 from dlas.metrics import create_metric, ms_ssim, psnr, quantize_8bit
-from dlas.metrics.frechet import Moments, frechet_distance
+from dlas.metrics.accumulators import Moments
+from dlas.metrics.frechet import frechet_distance
 from dlas.metrics.niqe import _parameters, niqe
 from dlas.registry import METRICS
 from oracles.inputs import heads, pair, pristine, weights
@@ -158,7 +159,7 @@ def test_frechet_distance_in_features_of_mobilenet(nowhere):
     assert metric.update(made, true) is None
     assert metric.predicted.count == 2 * 3 * 4
     distance = metric.compute()
-    network = metric.network
+    network = metric.features.network
     cut = [image.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 32, 32) for image in (made, true)]
     first, second = (network(network.normalize(each))["features.18"].mean((2, 3)).double() for each in cut)
     centred = [each - each.mean(0) for each in (first, second)]
@@ -240,6 +241,7 @@ def test_gradient_w1_forgives_where_gradients_are():
 
 def test_which_way_is_better_is_told_without_importing():
     lower = {"lpips", "dists", "niqe", "fid", "fd_mobilenetv2", "pd_mobilenetv2", "gradient_w1"}
+    lower |= {"fd_features", "fd_pca", "kid", "kd_mobilenetv2"}
     for name, entry in METRICS.entries().items():
         assert entry.attributes.get("higher_is_better", True) == (name not in lower), name
 

@@ -345,10 +345,18 @@ class EvalConfig(Section):
 
     output_state: str = opt("gen", "state key of the network's picture")
     target_state: str = opt("hq", "state key of the true picture")
-    input_state: str = opt("lq", "state key of the input picture, for the baseline and the comparison sheets")
+    input_state: str = opt(
+        "lq", "state key of the input picture, for the baseline and the comparison sheets; there need not be one"
+    )
+    reverse_n1_to_1: bool | list[str] = opt(
+        False, "state keys whose pictures are in [-1, 1]: they are mapped to [0, 1]; true: those of all keys named here"
+    )
     injectors: dict[str, InjectorConfig] = opt({}, "run instead of the steps' injectors")
     metrics: list[MetricName] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
     metric_options: dict[str, dict[str, Any]] = opt({}, "options of metrics by name: `lpips: {net: vgg}`")
+    values: list[str] = opt(
+        [], "state keys with one number a sample (a bound, a loss), reported like metrics under their names; lower is better"
+    )
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
     weights: Literal["ema", "raw", "both"] = opt(
@@ -363,13 +371,26 @@ class EvalConfig(Section):
         "side of the tiles, in pixels of the network's input, in which pictures are evaluated; auto: by free memory; 0: none",
     )
     self_ensemble: bool = opt(False, "evaluate the mean over the eight ways of turning and mirroring a picture")
-    num_sheets: NonNegativeInt = opt(4, "comparison sheets (input, baseline, output, truth) sent to TensorBoard")
+    num_sheets: NonNegativeInt = opt(
+        4, "comparison sheets (input, baseline, output, truth) sent to TensorBoard, of sets with input pictures"
+    )
+    grid: NonNegativeInt | None = opt(
+        None,
+        "outputs on one sheet, val/<set>/<step>.grid.png and TensorBoard; by default 64 of sets without input pictures, of "
+        "others none",
+    )
+    strips: list[str] = opt(
+        [],
+        "state keys with a series of pictures for each sample, (batch, steps, channels, height, width) or side by side: rows "
+        "of a sheet, val/<set>/<step>.<key>.png and TensorBoard",
+    )
+    num_strips: NonNegativeInt = opt(8, "rows of these sheets")
     save_images: bool = opt(True, "write val/<set>/<image>/<step>.png")
 
     @property
     def figures(self) -> list[str]:
-        """Names under which metrics are reported, without the baseline's."""
-        metrics = list(self.metrics or [])
+        """Names under which metrics and values are reported, without the baseline's."""
+        metrics = [*(self.metrics or []), *(self.values or [])]
         return metrics + [RAW + name for name in metrics] if self.weights == "both" else metrics
 
 

@@ -18,7 +18,10 @@ class BestFigures:
 
     def __init__(self, config: Config) -> None:
         self.section = config.checkpoints.keep_best
-        self._maximised = {metric: higher_is_better(metric.removeprefix(RAW)) for metric in config.eval.figures}
+        self._maximised = {
+            name: name.removeprefix(RAW) not in config.eval.values and higher_is_better(name.removeprefix(RAW))
+            for name in config.eval.figures
+        }
         self._watched: str | None = None
         if self.section is not None:
             if self.section.mode is not None:

@@ -63,6 +63,15 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
 
 def build_dataset(config: Config, key: str) -> Dataset:
     """The data set of one entry of `datasets`."""
+    return _dataset(config, key, "train" if key == "train" else "val")
+
+
+def build_evaluation_dataset(config: Config, key: str) -> Dataset:
+    """The same as it is evaluated, whatever its name."""
+    return _dataset(config, key, "val")
+
+
+def _dataset(config: Config, key: str, phase: str) -> Dataset:
     section = config.datasets[key]
     options = {"mode": section.mode, **with_scale(section, config.scale)}
-    return create_dataset(options, phase="train" if key == "train" else "val", name=key)
+    return create_dataset(options, phase=phase, name=key)

@@ -22,8 +22,11 @@ from dlas.engine.figures import Figures, Scorer
 from dlas.engine.microbatch import to_device
 from dlas.engine.out_of_memory import explained
 from dlas.engine.passes.network import PicturePasses
+from dlas.engine.pictures import to_unit
 from dlas.engine.precision import Precision
+from dlas.engine.reference_sets import ReferenceSets
 from dlas.engine.step import State, build_injectors
+from dlas.errors import TrainingError
 from dlas.injectors.networks import evaluation_mode
 from dlas.layers.resize import imresize
 from dlas.metrics import Metric, create_metric, quantize_8bit
@@ -43,20 +46,32 @@ class Batch:
         positions: of the pictures in the set.
         output: the network's pictures, rounded to 8 bits.
         target: the true pictures, likewise; None where the set has none.
-        source: the input pictures.
+        source: the input pictures; None where there are none.
         scale: by which the baseline enlarges them; None for no baseline.
+        values: numbers of the pictures, (N,), by name.
+        strips: series of pictures of the first M, (M, S, C, H, W) in [0, 1], by name.
     """
 
     def __init__(
-        self, names: list[str], positions: list[int], output: Tensor, target: Tensor | None, source: Tensor, scale: int | None
+        self,
+        names: list[str],
+        positions: list[int],
+        output: Tensor,
+        target: Tensor | None,
+        source: Tensor | None,
+        scale: int | None,
+        values: dict[str, Tensor],
+        strips: dict[str, Tensor],
     ) -> None:
         self.names = names
         self.positions = positions
         self.output = output
         self.target = target
         self.source = source
+        self.values = values
         self._scale = scale
         self._copy = output.to("cpu", non_blocking=True)
+        self._strips = {key: strip.to("cpu", non_blocking=True) for key, strip in strips.items()}
         self._arrival = torch.cuda.Event() if output.is_cuda else None
         if self._arrival is not None:
             self._arrival.record()
@@ -64,13 +79,19 @@ class Batch:
     @cached_property
     def baseline(self) -> Tensor | None:
         """The bicubic enlargement of the input, rounded to 8 bits; computed when it is asked for."""
-        return None if self._scale is None else quantize_8bit(imresize(self.source, self._scale))
+        return None if self._scale is None or self.source is None else quantize_8bit(imresize(self.source, self._scale))
 
     def on_host(self) -> Tensor:
         """The output on the CPU; waits for these pictures alone, not for what came after them."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._copy
+
+    def strips(self, place: int) -> dict[str, Tensor]:
+        """The series of a picture, (S, C, H, W) on the CPU, by name; none where the picture is not among the first."""
+        if self._strips and self._arrival is not None:
+            self._arrival.synchronize()
+        return {key: each[place] for key, each in self._strips.items() if place < len(each)}
 
 
 @dataclass(frozen=True)
@@ -113,9 +134,14 @@ class Evaluated:
         return None if self.batch.target is None else self._of(self.batch.target)
 
     @property
-    def input(self) -> Tensor:
-        """The input picture."""
-        return self._of(self.batch.source)
+    def input(self) -> Tensor | None:
+        """The input picture; None where there is none."""
+        return None if self.batch.source is None else self._of(self.batch.source)
+
+    @property
+    def strips(self) -> dict[str, Tensor]:
+        """Series of pictures, (S, C, H, W) in [0, 1] on the CPU, by state key."""
+        return self.batch.strips(self.place)
 
     def _of(self, pictures: Tensor) -> Tensor:
         return pictures[self.place : self.place + 1]
@@ -146,8 +172,10 @@ class Evaluator:
         self._called = self._as_called()
         # The baseline's figures by data set. They are the same at every validation.
         self._baselines: dict[int, Figures] = {}
+        self._references = ReferenceSets(device)
         if any(name != "train" for name in config.datasets):
-            self._metrics()  # one that lacks its weights is found now, not when the first validation comes
+            # One that lacks its weights, or what it compares with, is found now, not when the first validation comes.
+            self._references.check(self._metrics())
 
     def run(
         self, dataset: Dataset, step: int, show: Callable[[Evaluated], None], bad_files: dict[str, str] | None = None
@@ -164,15 +192,16 @@ class Evaluator:
             The figures of the set and of each picture, with those of the baseline.
         """
         figures = Figures()
-        baseline = Scorer(self._metrics(), f"{self.section.baseline}_") if id(dataset) not in self._baselines else None
+        baseline = Scorer(self._metrics(True), f"{self.section.baseline}_") if id(dataset) not in self._baselines else None
         for prefix, emas in self._weights():
-            scorer = Scorer(self._metrics(), prefix)
+            scorer = Scorer(self._metrics(True), prefix, self.section.values)
             waiting: Batch | None = None
             with self._evaluation_state(emas), torch.no_grad():
                 for item in evaluation_items(dataset, bad_files, self.section.batch_size):
                     with explained(self._words(item), _TOO_LARGE):
                         batch = self._batch(item, step)
-                        scorer.update(batch.names, batch.positions, batch.output, batch.target, batch.source)
+                        pictures = batch.output, batch.target, batch.source
+                        scorer.update(batch.names, batch.positions, *pictures, batch.values)
                         if baseline is not None and batch.baseline is not None:
                             baseline.update(batch.names, batch.positions, batch.baseline, batch.target, batch.source)
                     _show_all(waiting, prefix, show)
@@ -222,14 +251,21 @@ class Evaluator:
         with self.precision.autocast():
             for injector in self.injectors:
                 state.update(injector(state, context))
-        target = state.get(self.section.target_state)
+        output = to_unit(self.section, self.section.output_state, state[self.section.output_state].float())
+        target, source = (
+            to_unit(self.section, key, state[key].float()) if key in state else None
+            for key in (self.section.target_state, self.section.input_state)
+        )
+        first = sum(position < self.section.num_strips for position in positions)
         return Batch(
             _names(item, positions),
             positions,
-            quantize_8bit(state[self.section.output_state].float()),
-            None if target is None else quantize_8bit(target.float()),
-            state[self.section.input_state].float(),
+            quantize_8bit(output),
+            None if target is None else quantize_8bit(target),
+            source,
             None if self.section.baseline == "none" or self.config.scale == 1 else self.config.scale,
+            {key: _one_each(key, state[key], len(positions)) for key in self.section.values},
+            {key: _series(key, to_unit(self.section, key, state[key][:first].float())) for key in self.section.strips if first},
         )
 
     def _words(self, item: dict[str, Any]) -> str:
@@ -238,13 +274,30 @@ class Evaluator:
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"evaluating picture '{names[0]}'{others} ({', '.join(shapes)})"
 
-    def _metrics(self) -> dict[str, Metric]:
+    def _metrics(self, with_references: bool = False) -> dict[str, Metric]:
         created = {}
         for name in self.section.metrics:
             options = {"crop_border": self.crop} if METRICS.find(name).parameter("crop_border") else {}
             options |= self.section.metric_options.get(name, {})
             created[name] = create_metric({"type": name, **options}, self.device)
+        if with_references:
+            self._references.give(created)
         return created
+
+
+def _one_each(key: str, values: Tensor, count: int) -> Tensor:
+    if values.shape != (count,):
+        given = " x ".join(map(str, values.shape)) or "one number"
+        raise TrainingError(f"eval.values: '{key}' must hold one number for each of the {count} pictures; it holds {given}")
+    return values
+
+
+def _series(key: str, strips: Tensor) -> Tensor:
+    if strips.dim() not in (4, 5):
+        given = " x ".join(map(str, strips.shape))
+        words = "must be (batch, steps, channels, height, width), or (batch, channels, height, width) of wide pictures"
+        raise TrainingError(f"eval.strips: '{key}' {words}; it is {given}")
+    return strips if strips.dim() == 5 else strips[:, None]
 
 
 def _names(item: dict[str, Any], positions: list[int]) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dlas.errors import TrainingError
-from dlas.metrics import Metric
+from dlas.metrics import Average, Metric
 from dlas.observe.console import LOGGER
 
 
@@ -62,17 +62,25 @@ class Scorer:
     Args:
         metrics: by name.
         prefix: stands before the names of the figures.
+        values: names of numbers that samples have already.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric], prefix: str = "") -> None:
+    def __init__(self, metrics: Mapping[str, Metric], prefix: str = "", values: Iterable[str] = ()) -> None:
         self.metrics = metrics
         self.prefix = prefix
+        self.averages = {name: Average() for name in values}
         self._seen: list[tuple[int, str]] = []
-        self._values: dict[str, list[tuple[list[str], Tensor]]] = {name: [] for name in metrics}
+        self._values: dict[str, list[tuple[list[str], Tensor]]] = {name: [] for name in (*metrics, *self.averages)}
         self._measured: set[str] = set()
 
     def update(
-        self, names: Sequence[str], positions: Sequence[int], output: Tensor, target: Tensor | None, source: Tensor
+        self,
+        names: Sequence[str],
+        positions: Sequence[int],
+        output: Tensor,
+        target: Tensor | None,
+        source: Tensor | None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Measures pictures; nothing waits for the device unless a metric does.
 
@@ -81,7 +89,8 @@ class Scorer:
             positions: of the pictures in the set.
             output: (N, C, H, W) in [0, 1], rounded to 8 bits.
             target: the true pictures, likewise; metrics that need them are passed over without.
-            source: the input pictures.
+            source: the input pictures; metrics that need them are passed over without.
+            values: numbers of the samples, (N,), by name.
 
         Raises:
             TrainingError: a metric cannot be had of such pictures.
@@ -93,20 +102,27 @@ class Scorer:
                 continue
             self._measured.add(metric_name)
             try:
-                values = metric.update(output, other)
+                found = metric.update(output, other, *([positions] if getattr(metric, "placed", False) else []))
             except ValueError as error:
                 quoted = ", ".join(f"'{name}'" for name in names)
                 raise TrainingError(f"metric '{metric_name}' on picture {quoted}: {error}") from error
-            if values is not None:
-                self._values[metric_name].append((list(names), values.reshape(-1)))
+            if found is not None:
+                self._values[metric_name].append((list(names), found.reshape(-1)))
+        for name, average in self.averages.items() if values else ():
+            assert values is not None
+            average.totals = average.totals.to(values[name].device)
+            average.update(values[name])
+            self._measured.add(name)
+            self._values[name].append((list(names), values[name].detach().double()))
 
     def read(self) -> Figures:
         """All figures; waits for the device once for each metric."""
         figures = Figures(pictures={name: {} for _, name in sorted(self._seen)})
-        for name, metric in self.metrics.items():
+        measures: dict[str, Metric | Average] = {**self.metrics, **self.averages}
+        for name, measure in measures.items():
             if name not in self._measured:
                 continue
-            figures.means[self.prefix + name] = float(metric.compute())
+            figures.means[self.prefix + name] = float(measure.compute())
             chunks = self._values[name]
             pictures = [picture for names, _ in chunks for picture in names]
             numbers = torch.cat([values for _, values in chunks]).tolist() if chunks else []

@@ -17,6 +17,7 @@ from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.fitting import load_weights
+from dlas.engine.sheets import Sheets
 from dlas.errors import CheckpointError, printable
 from dlas.observe.console import LOGGER
 from dlas.observe.figure_table import format_figures, write_figures
@@ -60,14 +61,18 @@ def run_test(config: Config) -> dict[str, TestResult]:
         dataset = build_dataset(config, key)
         check_encoders({key: dataset}, networks)
         bad_files: dict[str, str] = {}
+        sheets = Sheets(config.eval)
 
-        def keep(result: Evaluated, folder: Path = folder) -> None:
+        def keep(result: Evaluated, folder: Path = folder, sheets: Sheets = sheets) -> None:
+            sheets.add(result)
             ending = ".raw.png" if result.prefix else ".png"
             write_png(folder / f"{result.name}{ending}", result.output[0])
 
         figures = evaluator.run(dataset, 0, keep, bad_files)
         for path, reason in bad_files.items():
             LOGGER.warning("left out %s: %s", printable(path), reason)
+        for label, sheet in sheets.draw().items():
+            write_png(folder.parent / f"{name}.{label}.png", sheet)
         warn_of_undefined(name, figures)
         results[name] = TestResult(folder, figures.pictures, figures.means)
         write_figures(folder / "metrics.csv", figures.pictures, figures.means)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from dlas.config import Config
@@ -13,6 +13,7 @@ from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.progress import Progress
+from dlas.engine.sheets import Sheets
 from dlas.engine.stage import STAGE
 from dlas.errors import printable
 from dlas.observe.console import LOGGER
@@ -62,10 +63,17 @@ class Validation:
         """
         for name, dataset in self.sets.items():
             stop.check()
+            sheets = Sheets(self.config.eval)
             show = partial(self._show, name, progress.step, recorder, stop)
             left_out: dict[str, str] = {}
-            figures = self.evaluator.run(dataset, progress.step, show, left_out)
+
+            def take(result: Evaluated, sheets: Sheets = sheets, show: Callable[[Evaluated], None] = show) -> None:
+                show(result)
+                sheets.add(result)
+
+            figures = self.evaluator.run(dataset, progress.step, take, left_out)
             recorder.validation(progress.step, progress.samples, seconds, name, figures.means)
+            self._draw(sheets, name, progress.step, recorder)
             if figures.means:
                 table = self.folder.validation / name / f"{progress.step}.csv"
                 write = partial(write_figures, table, figures.pictures, figures.means)
@@ -77,6 +85,12 @@ class Validation:
                     LOGGER.warning("left out of validation: %s: %s", printable(path), reason)
             self._left_out |= left_out.keys()
         progress.validated = progress.step
+
+    def _draw(self, sheets: Sheets, name: str, step: int, recorder: Recorder) -> None:
+        for label, sheet in sheets.draw().items():
+            recorder.image(f"sheets/{name}/{label}", sheet, step)
+            write = partial(write_png, self.folder.validation / name / f"{step}.{label}.png", sheet)
+            self.folder.dispensable("sheets of the validation", write)
 
     def _tell(self, name: str, means: dict[str, float], progress: Progress) -> None:
         baseline = self.config.eval.baseline
@@ -109,6 +123,6 @@ class Validation:
                         write_png(file, picture[0])
 
             self.folder.dispensable("pictures of the validation", write)
-        if result.position < self.config.eval.num_sheets:
+        if result.position < self.config.eval.num_sheets and result.input is not None:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
             recorder.image(f"{name}/{result.prefix}{result.name}", comparison_sheet(row), step)

@@ -133,8 +133,8 @@ def validation_flow(config: Config) -> Flow | None:
     nodes = [
         node for node in (_injector_node("eval", name, each) for name, each in validation_injectors(config).items()) if node
     ]
-    reads = tuple(dict.fromkeys([section.output_state, section.target_state, section.input_state]))
-    nodes.append(Node("eval/metrics", "metrics", "metrics", ", ".join(section.metrics), reads=reads))
+    reads = tuple(dict.fromkeys([section.output_state, section.target_state, section.input_state, *section.values]))
+    nodes.append(Node("eval/metrics", "metrics", "metrics", ", ".join([*section.metrics, *section.values]), reads=reads))
     baseline = f"beside {section.baseline}" if section.baseline != "none" and config.scale > 1 else ""
     averaged = "averaged weights" if config.train and config.train.ema.enabled and section.weights == "ema" else ""
     band = Band("eval", "validation", ", ".join(filter(None, [averaged, baseline])), Gate(), tuple(nodes))

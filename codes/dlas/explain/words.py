@@ -269,7 +269,9 @@ def _validation(config: Config, flow: Flow) -> Item:
             "(`eval.baseline`)."
         )
     told = {"output_state", "target_state", "input_state", "injectors", "metrics", "crop_border", "baseline"}
-    told |= {"weights", "num_sheets", "save_images"}
+    told |= {"weights", "num_sheets", "save_images", "values", "grid", "strips", "num_strips"}
+    if section.values:
+        chapter.add(f"{_and(section.values)} (`eval.values`) are reported as the samples have them, lower being better.")
     if section.weights == "raw":
         chapter.add("The weights are those of the last iteration, not their average (`eval.weights: raw`).")
     if section.weights == "both":
@@ -306,10 +308,18 @@ def _files(config: Config) -> Item:
         item.add(f"checkpoints/best: names the one with the best {best.metric} (`checkpoints.keep_best`).")
         _rest(item, best, {"metric"}, "checkpoints.keep_best.")
     _rest(item, config.checkpoints, {"keep_best"}, "checkpoints.")
-    if config.eval.metrics and len(config.datasets) > 1:
+    if (config.eval.metrics or config.eval.values) and len(config.datasets) > 1:
         item.add("val/<set>/<step>.csv: the figures of each picture, at each validation.")
     if config.eval.save_images and len(config.datasets) > 1:
         item.add("val/<set>/<image>/<step>.png: at each validation (`eval.save_images`).")
+    if config.eval.strips and len(config.datasets) > 1:
+        keys = _and(config.eval.strips)
+        item.add(
+            f"val/<set>/<step>.<key>.png for {keys} (`eval.strips`): series of {_count(config.eval.num_strips, 'sample')} "
+            "(`eval.num_strips`), at each validation."
+        )
+    if config.eval.grid and len(config.datasets) > 1:
+        item.add(f"val/<set>/<step>.grid.png: {_count(config.eval.grid, 'output')} (`eval.grid`), at each validation.")
     if logger.visuals:
         mapped = ", mapped from [-1, 1] (`logger.reverse_n1_to_1`)" if logger.reverse_n1_to_1 else ""
         item.add(

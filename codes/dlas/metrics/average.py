@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlas.metrics.ranks import add_up
+
 
 class Average:
     """Sum and count in float64, so that neither the order nor the pieces matter.
@@ -17,7 +19,6 @@ class Average:
 
     Attributes:
         totals: float64, (3,): sum of the finite values, number of finite values, number of values that are +infinity.
-            Adding those of several processes (all-reduce with SUM) gives the average over all of them.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -37,6 +38,10 @@ class Average:
     def merge(self, other: Average) -> None:
         """Adds everything that `other` has seen."""
         self.totals += other.totals.to(self.totals.device)
+
+    def synchronize(self) -> None:
+        """Adds what the other processes have seen."""
+        add_up(self.totals)
 
     def compute(self) -> Tensor:
         """Mean of all samples, float64, no dimensions: infinite if one of them is, NaN if there were none."""

@@ -33,17 +33,21 @@ class Metric(Protocol):
     Attributes:
         against: what a prediction is compared with, and `update` is given as its second argument: the true picture, the
             network's input, or nothing (the argument is then the prediction again).
+        placed: whether `update` is told the positions of the samples in their set as a third argument.
     """
 
-    against: ClassVar[Against]
-
+    against: Against
     higher_is_better: ClassVar[bool] = True
+    placed: ClassVar[bool] = False
 
     def update(self, prediction: Tensor, target: Tensor, /) -> Tensor | None:
         """Adds samples; returns their own values where each has one, (N,)."""
 
     def merge(self, other: Any, /) -> None:
-        """Adds what another metric of the same kind has seen, for instance on another rank."""
+        """Adds what another metric of the same kind has seen."""
+
+    def synchronize(self) -> None:
+        """Adds what the metric has seen in the other processes; called once, by all of them, before `compute`."""
 
     def compute(self) -> Tensor:
         """The number for everything seen so far."""
@@ -57,8 +61,9 @@ class MeanOverSamples:
         device: where the sums live.
     """
 
-    against: ClassVar[Against] = "target"
+    against: Against = "target"
     higher_is_better: ClassVar[bool] = True
+    placed: ClassVar[bool] = False
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], device: torch.device | str = "cpu") -> None:
         self.function = function
@@ -73,6 +78,10 @@ class MeanOverSamples:
     def merge(self, other: MeanOverSamples, /) -> None:
         """Adds what `other` has seen."""
         self.average.merge(other.average)
+
+    def synchronize(self) -> None:
+        """Adds what the metric has seen in the other processes; called once, by all of them, before `compute`."""
+        self.average.synchronize()
 
     def compute(self) -> Tensor:
         """See `Average.compute`."""
@@ -90,10 +99,12 @@ class PreparedMetric:
     Attributes:
         against: see `Metric`.
         higher_is_better: which way is better.
+        placed: see `Metric`.
     """
 
-    against: ClassVar[Against] = "target"
+    against: Against = "target"
     higher_is_better: ClassVar[bool] = True
+    placed: ClassVar[bool] = False
 
     def prepare(self, device: torch.device) -> None:
         """Called once before the first update: reads files, and puts what accumulates on the device."""
@@ -121,6 +132,10 @@ class SampleMetric(PreparedMetric):
     def merge(self, other: Self, /) -> None:
         """Adds what `other` has seen."""
         self.average.merge(other.average)
+
+    def synchronize(self) -> None:
+        """Adds what the metric has seen in the other processes; called once, by all of them, before `compute`."""
+        self.average.synchronize()
 
     def compute(self) -> Tensor:
         """See `Average.compute`."""

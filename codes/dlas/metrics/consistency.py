@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dlas.layers.resize import imresize
@@ -26,7 +24,7 @@ class LRPSNR(SampleMetric):
     Source: Lugmayr et al., "SRFlow: Learning the Super-Resolution Space with Normalizing Flow", ECCV 2020, section 5.
     """
 
-    against: ClassVar[Against] = "input"
+    against: Against = "input"
 
     def __init__(self, *, border: NonNegativeInt = 0) -> None:
         super().__init__()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Self
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dlas.layers.classifiers import find_weights, load_classifier
-from dlas.layers.classifiers.files import load_exactly
-from dlas.layers.classifiers.inception import FIDInception
-from dlas.metrics.base import PreparedMetric
+from dlas.metrics.accumulators import Moments
+from dlas.metrics.features import ClassifierFeatures, InceptionFeatures, PixelFeatures
+from dlas.metrics.sets import SetMetric
 from dlas.registry import METRICS
-from dlas.types import NonNegativeInt
+from dlas.types import NonNegativeInt, PositiveInt
 
 
 def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
@@ -42,94 +41,40 @@ def _factor(covariance: Tensor) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
-class Moments:
-    """Mean and covariance of vectors that arrive in pieces, in float64.
-
-    Args:
-        size: D.
-        device: where the sums live.
-    """
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        double = {"dtype": torch.float64, "device": device}
-        self.count = 0
-        self.sum = torch.zeros(size, **double)  # type: ignore[call-overload]
-        self.products = torch.zeros(size, size, **double)  # type: ignore[call-overload]
-
-    def update(self, features: Tensor) -> None:
-        """Adds vectors, (N, D)."""
-        features = features.double()
-        self.count += len(features)
-        self.sum += features.sum(0)
-        self.products.addmm_(features.mT, features)
-
-    def merge(self, other: Moments) -> None:
-        """Adds what `other` has seen."""
-        self.count += other.count
-        self.sum += other.sum.to(self.sum.device)
-        self.products += other.products.to(self.sum.device)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean, and covariance with N - 1 below."""
-        mean = self.sum / self.count
-        return mean, (self.products - self.count * torch.outer(mean, mean)) / (self.count - 1)
+def principal_directions(covariance: Tensor, count: int) -> Tensor:
+    """(D, K): the directions of the largest variances, at most `count`, and none whose variance is rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = int((values > values.amax() * len(values) * torch.finfo(values.dtype).eps).sum())
+    return vectors.flip(1)[:, : min(count, kept)]
 
 
-class FrechetMetric(PreparedMetric):
-    """Compares the features of all predictions with those of all true pictures; single pictures have no value."""
+class FrechetMetric(SetMetric):
+    """The distance of normal distributions with the moments of the two sets' features."""
 
     higher_is_better = False
-    SIZE: int
+    predicted: Moments
+    true: Moments
 
-    def __init__(self, patch_size: int) -> None:
-        self.patch_size = patch_size
-
-    def prepare(self, device: torch.device) -> None:
-        self.predicted, self.true = Moments(self.SIZE, device), Moments(self.SIZE, device)
-
-    def features(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W), RGB in [0, 1] -> (N, D)."""
-        raise NotImplementedError
-
-    def update(self, prediction: Tensor, target: Tensor, /) -> None:
-        """Adds pictures."""
-        with torch.no_grad():
-            self.predicted.update(self.features(self._cut(prediction)))
-            self.true.update(self.features(self._cut(target)))
-
-    def merge(self, other: Self, /) -> None:
-        """Adds what `other` has seen."""
-        self.predicted.merge(other.predicted)
-        self.true.merge(other.true)
+    def update(self, prediction: Tensor, target: Tensor, positions: Sequence[int] = (), /) -> None:
+        """See `SetMetric.update`."""
+        super().update(prediction, target, positions)
+        found, wanted = len(self.predicted.sum), len(self.true.sum)
+        if wanted and found != wanted:
+            raise ValueError(
+                f"predictions have {found} features and the pictures that they are compared with {wanted}: they must have the "
+                "same size and as many channels"
+            )
 
     def compute(self) -> Tensor:
         """The distance, float64; NaN for fewer than two pictures or patches, and for ones that are not finite."""
-        moments = (*self.predicted.compute(), *self.true.compute()) if self.predicted.count > 1 else ()
+        moments = (*self.predicted.compute(), *self.true.compute()) if min(self.predicted.count, self.true.count) > 1 else ()
         if not moments or not all(bool(each.isfinite().all()) for each in moments):
             return torch.tensor(torch.nan, dtype=torch.float64)
-        return frechet_distance(*moments)
+        return self.distance(*moments)
 
-    def _cut(self, image: Tensor) -> Tensor:
-        image = image.float()
-        if image.shape[1] == 1:
-            image = image.expand(-1, 3, -1, -1)
-        size = self.patch_size
-        if not size:
-            return image
-        if min(image.shape[-2:]) < size:
-            raise ValueError(f"patch_size {size} is larger than a picture of {image.shape[-2]}x{image.shape[-1]} pixels")
-        patches = image.unfold(2, size, size).unfold(3, size, size)  # (N, 3, rows, columns, size, size)
-        return patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-
-
-@lru_cache(maxsize=1)
-def _inception(path: str | None, device: torch.device) -> FIDInception:
-    network = FIDInception()
-    load_exactly(network, find_weights("inception", path, "the metric 'fid'"), "Inception-v3 of the published FID")
-    return network.requires_grad_(False).eval().to(device)
-
-
-_classifier = lru_cache(maxsize=1)(load_classifier)
+    def distance(self, mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
+        """Of the predictions' moments from the true pictures'."""
+        return frechet_distance(mean_1, covariance_1, mean_2, covariance_2)
 
 
 @METRICS.register("fid")
@@ -144,24 +89,15 @@ class FID(FrechetMetric):
         load_path: file of the weights that the published distance uses (`pt_inception-2015-12-05-6726825d.pth`). Not given:
             looked for.
         patch_size: cut pictures into squares of this many pixels and take each for a picture; 0 takes whole pictures.
+        reference: compare with this set in place of the true pictures: a folder of pictures, or a file of `dlas statistics`.
 
     Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017, eq. 6.
     """
 
     higher_is_better = False
-    SIZE = 2048
 
-    def __init__(self, *, load_path: str | None = None, patch_size: NonNegativeInt = 0) -> None:
-        super().__init__(patch_size)
-        self.load_path = load_path
-
-    def prepare(self, device: torch.device) -> None:
-        super().prepare(device)
-        self.network = _inception(self.load_path, device)
-
-    def features(self, image: Tensor) -> Tensor:
-        found: Tensor = self.network(image)
-        return found
+    def __init__(self, *, load_path: str | None = None, patch_size: NonNegativeInt = 0, reference: str | None = None) -> None:
+        super().__init__(InceptionFeatures("fid", load_path, patch_size), reference)
 
 
 @METRICS.register("fd_mobilenetv2")
@@ -175,22 +111,75 @@ class MobileNetFrechetDistance(FrechetMetric):
         load_path: file of MobileNetV2's weights with torchvision's names. Not given: looked for.
         patch_size: cut pictures into squares of this many pixels and take each for a picture; 0 takes whole pictures.
         random_weights: for tests of programs only: random weights, which a warning in the log says. It measures nothing.
+        reference: compare with this set in place of the true pictures: a folder of pictures, or a file of `dlas statistics`.
     """
 
     higher_is_better = False
-    SIZE = 1280
 
-    def __init__(self, *, load_path: str | None = None, patch_size: NonNegativeInt = 0, random_weights: bool = False) -> None:
-        super().__init__(patch_size)
-        self.load_path = load_path
-        self.random_weights = random_weights
+    def __init__(
+        self,
+        *,
+        load_path: str | None = None,
+        patch_size: NonNegativeInt = 0,
+        random_weights: bool = False,
+        reference: str | None = None,
+    ) -> None:
+        features = ClassifierFeatures("fd_mobilenetv2", "mobilenet_v2", "features.18", load_path, patch_size, random_weights)
+        super().__init__(features, reference)
 
-    def prepare(self, device: torch.device) -> None:
-        super().prepare(device)
-        asked_by = "the metric 'fd_mobilenetv2'"
-        layers = ("features.18",)
-        self.network = _classifier("mobilenet_v2", layers, self.load_path, asked_by, device, self.random_weights)
 
-    def features(self, image: Tensor) -> Tensor:
-        (last,) = self.network(self.network.normalize(image)).values()
-        return last.mean((2, 3))
+@METRICS.register("fd_features")
+class FeatureFrechetDistance(FrechetMetric):
+    """Fréchet distance in features of a classifier's layer, averaged over places; lower is better. It is not FID.
+
+    State the network and the layer with the number. Pictures are taken at their size.
+
+    Args:
+        which_model_F: the classifier.
+        layer: whose output is taken; the last one if not given. A wrong name is answered with the list of them.
+        load_path: file of its weights with torchvision's names. Not given: looked for (docs/losses.md).
+        patch_size: cut pictures into squares of this many pixels and take each for a picture; 0 takes whole pictures.
+        random_weights: for tests of programs only: random weights, which a warning in the log says. It measures nothing.
+        reference: compare with this set in place of the true pictures: a folder of pictures, or a file of `dlas statistics`.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        *,
+        which_model_F: Literal["vgg16", "vgg19", "alexnet", "resnet50", "resnet101", "wide_resnet", "mobilenet_v2"],  # noqa: N803
+        layer: str | None = None,
+        load_path: str | None = None,
+        patch_size: NonNegativeInt = 0,
+        random_weights: bool = False,
+        reference: str | None = None,
+    ) -> None:
+        features = ClassifierFeatures("fd_features", which_model_F, layer, load_path, patch_size, random_weights)
+        super().__init__(features, reference)
+
+
+@METRICS.register("fd_pca")
+class PixelFrechetDistance(FrechetMetric):
+    """Fréchet distance of pixels in the principal components of the true pictures; lower is better. It is not FID.
+
+    For small pictures, such as MNIST's; it needs no network. State the dimensions with the number. The components are fitted to
+    all true pictures (or the reference set), and both sets are projected onto them: what lies outside is not seen.
+
+    Args:
+        dimensions: how many components; fewer where the true pictures span fewer.
+        size: pictures are brought to this height and width first, by means over areas; 0 leaves them as they are.
+        reference: compare with this set in place of the true pictures: a folder of pictures, or a file of `dlas statistics`.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, *, dimensions: PositiveInt = 64, size: NonNegativeInt = 0, reference: str | None = None) -> None:
+        super().__init__(PixelFeatures(size), reference)
+        self.dimensions = dimensions
+
+    def distance(self, mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
+        """Of the predictions' moments from the true pictures', projected."""
+        axes = principal_directions(covariance_2, self.dimensions)
+        moments = (mean_1 @ axes, axes.mT @ covariance_1 @ axes, mean_2 @ axes, axes.mT @ covariance_2 @ axes)
+        return frechet_distance(*moments)

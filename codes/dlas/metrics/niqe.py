@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class NIQE(SampleMetric):
     Source: Mittal et al., "Making a 'Completely Blind' Image Quality Analyzer", 2013, eq. 1 to 10.
     """
 
-    against: ClassVar[Against] = "nothing"
+    against: Against = "nothing"
     higher_is_better = False
 
     def __init__(self, *, load_path: str | None = None, crop_border: NonNegativeInt = 0) -> None:

@@ -308,15 +308,8 @@ def fullimage_training(found: Found) -> None:
         drop("tiles are cut and turned to train on, and 'fullimage' is for validation")(found)
 
 
-_MEASURED_OTHERWISE = {
-    "sr_diffusion_fid": "what is sampled is measured by 'eval.metrics: [fid]', with the injector of 'diffusion_params' under "
-    "'eval.injectors', its output as 'eval.output_state', and this data set under 'datasets'",
-}
-"""Evaluators that are left out, and what does the same here."""
-
-
 def evaluators(found: Found) -> None:
-    """Evaluators are left out where something else does the same, or announced; others are not known at all."""
+    """One becomes a data set and a metric; others are announced, or not known at all."""
     entries, *_ = found.holder.take(found.key)
     if entries is None or entries == {}:
         found.notice("has no effect: there are none")
@@ -329,10 +322,36 @@ def evaluators(found: Found) -> None:
         kind = entries[name].get("type") if isinstance(entries[name], dict) else None
         if not isinstance(kind, str):
             place.note("an evaluator needs a type", "add 'type:'")
-        elif kind in _MEASURED_OTHERWISE:
-            place.note(f"has no effect: {_MEASURED_OTHERWISE[kind]}", severity="notice")
+        elif kind == "sr_diffusion_fid":
+            _distance_of_samples(found.tree, name, entries[name], place)
         elif not note_not_built("evaluator", kind, place):
             place.note(f"no evaluator is called '{kind}'", "pictures are measured by 'eval.metrics'")
+
+
+def _distance_of_samples(tree: MarkedDict, name: str, entry: MarkedDict, place: Cursor) -> None:
+    """`sr_diffusion_fid` -> a data set to validate on, how samples are made of it, and the metric `fid`."""
+    dataset, sampling = entry.get("dataset"), entry.get("diffusion_params")
+    if not isinstance(dataset, MarkedDict) or not isinstance(sampling, MarkedDict):
+        place.note("'sr_diffusion_fid' needs 'dataset' and 'diffusion_params', both mappings", "add them")
+        return
+    mark = place.mark
+    if isinstance(tree.get("eval"), MarkedDict) and tree["eval"].get("injectors"):
+        place.note("'eval.injectors' is given, too: one way to make the samples is evaluated", "keep one of the two")
+        return
+    sampling.put("out", "gen", mark)
+    mapped = ["hq", "lq"] if dataset.get("rgb_n1_to_1") else []
+    mapped += [] if sampling.get("undo_n1_to_1") else ["gen"]
+    placed = put(tree, f"datasets.{name}", dataset, entry.key_marks["dataset"], entry.value_marks["dataset"])
+    if not placed:
+        place.note(f"there is a data set '{name}' already", "name the evaluator otherwise")
+        return
+    put(tree, f"eval.injectors.{name}", sampling, entry.key_marks["diffusion_params"], entry.value_marks["diffusion_params"])
+    for key, value in (("output_state", "gen"), ("metrics", ["fid"]), ("reverse_n1_to_1", mapped)):
+        put(tree, f"eval.{key}", value, mark)
+    if "batch_size" in entry:
+        put(tree, "eval.batch_size", entry["batch_size"], entry.key_marks["batch_size"], entry.value_marks["batch_size"])
+    words = f"read as 'datasets.{name}', from which 'eval.injectors.{name}' makes the samples, and the metric 'fid'"
+    place.note(words, severity="notice")
 
 
 def announced_option(found: Found) -> None:

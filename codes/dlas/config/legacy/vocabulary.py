@@ -351,10 +351,10 @@ EVAL = [
     _supported("eval.injectors"),
     Key(
         "eval.evaluators",
-        "translated",
-        "left out, with a notice of what measures the same, where there is such a thing (`sr_diffusion_fid`); others are planned",
+        "planned",
+        "'eval.metrics' measures pictures; `sr_diffusion_fid` becomes a data set with the metric `fid`",
         actions.evaluators,
-        {"x": {"type": "sr_diffusion_fid"}},
+        {"x": {"type": "sr_fid"}},
     ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
     _dropped("eval.compute_psnr", f"{_UNREAD}; 'eval.metrics' names the metrics"),
@@ -386,12 +386,12 @@ LOGGER = [
 
 PARTS: dict[str, list[Key]] = {
     "Top level": TOP,
+    "Evaluation": EVAL,
     "Data sets": DATASETS,
     "Networks": NETWORKS,
     "Paths": PATH,
     "Steps": STEPS,
     "The loop": TRAIN,
-    "Evaluation": EVAL,
     "Logs": LOGGER,
 }
 """The keys, by section of the file. Keys are treated in this order."""

@@ -136,6 +136,7 @@ class _Checker:
         """Warns of injectors whose results nobody reads."""
         evaluation = self.config.eval
         self.read |= {evaluation.output_state, evaluation.target_state, evaluation.input_state}
+        self.read |= {*(evaluation.values or []), *(evaluation.strips or [])}
         for section in evaluation.injectors.values() if evaluation.injectors else ():
             self.read |= {reference.name for reference in facts(section, self.problems).reads}
         if self.unknown_readers or any(step.damaged for step in self.config.steps.values()):
@@ -188,22 +189,32 @@ class _Checker:
 
     def _check_eval_keys(self, dataset: DatasetConfig, state: _State) -> None:
         section = self.config.eval
+        for name in ("values", "strips"):
+            for position, key in enumerate(getattr(section, name) or []):
+                if not state.covers(key):
+                    keys = section.given.get(name) or []
+                    place = at(section, name, self.problems)
+                    place = place.item(keys, position) if isinstance(keys, list) and position < len(keys) else place
+                    self._note(Reference(key, name, place), *self._unwritten_in_evaluation(key, dataset, state))
         for name in ("output_state", "input_state", "target_state"):
             key = getattr(section, name)
             if key is None or state.covers(key):
                 continue
             place = at(section, name, self.problems)
+            if name == "input_state" and not chosen(section, name):
+                continue
             if name == "target_state" and not chosen(section, name):
-                if section.metrics:
+                if any("reference" not in (section.metric_options or {}).get(metric, {}) for metric in section.metrics or []):
                     what = f"gives no '{key}' (eval.target_state), so no metric is measured on it"
                     Cursor(dataset.mark, dataset.yaml_path, self.problems).note(
                         what, "'metrics: []' under 'eval' if that is meant", "warning"
                     )
                 continue
-            label = dataset.yaml_path.rpartition(".")[2]
-            self._note(
-                Reference(key, name, place), f"in evaluation on '{label}' nothing writes '{key}'", _keys_fix(key, state.writers)
-            )
+            self._note(Reference(key, name, place), *self._unwritten_in_evaluation(key, dataset, state))
+
+    def _unwritten_in_evaluation(self, key: str, dataset: DatasetConfig, state: _State) -> tuple[str, str]:
+        label = dataset.yaml_path.rpartition(".")[2]
+        return f"in evaluation on '{label}' nothing writes '{key}'", _keys_fix(key, state.writers)
 
     # --------------------------------------------------------------------------------------------------------------- shared
 

@@ -80,7 +80,9 @@ def load_classifier(
 def _make_random(network: Classifier) -> None:
     """Weights that do not depend on what was drawn before and pass signals on through many layers."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
+    for name, parameter in network.named_parameters():
         if parameter.dim() == 4:
             fan = parameter[0].numel()
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan) ** 0.5)
+        elif name.endswith("bias"):
+            parameter.zero_()
