@@ -104,3 +104,43 @@ def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path
     run = Trainer(load(path, settings))
     assert run.run().step == 2
     assert (tmp_path / config.name / "checkpoints/2/generator.ema.safetensors").exists()
+
+
+UPSTREAM = Path(__file__).parent / "upstream-recipes/diffusion/train_ddpm_unet.yml"
+
+
+def smooth(folder: Path, side: int) -> Path:
+    """Two smooth pictures."""
+    folder.mkdir()
+    for number in range(2):
+        small = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_diffusion_recipe_is_dl_art_schools(tmp_path):
+    """The file in DL-Art-School's language and ours: the same weights after two steps, and the same samples."""
+    folder = smooth(tmp_path / "pictures", 32)
+    network = {"image_size": 32, "model_channels": 8, "num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2]}
+    common = ["train.niter=2", "train.mega_batch_factor=1", "logger.tensorboard=false", "eval.metrics=[psnr]", "seed=1"]
+    common += [f"datasets.train.{key}={value}" for key, value in (("batch_size", 2), ("n_workers", 0), ("target_size", 32))]
+    common += [f"datasets.train.paths={folder}"]
+    runs = {}
+    for path, args, data, sampling, steps in (
+        (UPSTREAM, ".args", "eval.evaluators.fid.dataset", "eval.evaluators.fid.diffusion_params", "respaced_timestep_spacing"),
+        (RECIPES / "diffusion/full.yml", "", "datasets.val", "eval.injectors.sample", "steps"),
+    ):
+        settings = [f"networks.generator{args}.{key}={value}" for key, value in network.items()]
+        settings += [f"{data}.paths={folder}", f"{data}.target_size=32", f"{sampling}.{steps}=4"]
+        settings += [f"path.experiments={tmp_path}"]
+        run = Trainer(load(path, [*common, *settings]))
+        assert run.run().step == 2
+        runs[path] = run, [np.asarray(Image.open(file)) for file in sorted((tmp_path / run.config.name).glob("val/*/*/2.png"))]
+    (theirs, pictures), (ours, same) = runs.values()
+    for (name, one), (_, other) in zip(
+        theirs.networks["generator"].named_parameters(), ours.networks["generator"].named_parameters(), strict=True
+    ):
+        if one.dim() > 1:  # biases before a normalisation have no gradient but rounding, of which Adam makes much
+            assert (one - other).abs().max() < 3e-5, name  # a tenth of a step
+    assert len(pictures) == len(same) == 2
+    assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(pictures, same, strict=True))
