@@ -100,7 +100,7 @@ def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path
         settings += [f"datasets.train.{key}={size}" for key, size in (("target_size", 56), ("degradation_size", 112))]
     for name, network in config.networks.items():
         small = {"RRDBNet": {"nf": 8, "nb": 1, "gc": 4}, "SwinIR": {"embed_dim": 6, "depths": "[1]", "num_heads": "[1]"}}
-        unet = {"model_channels": 8, "num_res_blocks": 1, "channel_mult": "[1, 2]", "norm_groups": "dlas"}
+        unet = {"model_channels": 8, "num_res_blocks": 1, "channel_mult": "[1, 2]"}
         small |= {
             "guided_superres": unet,
             "unet_diffusion": {"image_size": 32} | {k: unet[k] for k in unet if k != "norm_groups"},
