@@ -351,10 +351,10 @@ EVAL = [
     _supported("eval.injectors"),
     Key(
         "eval.evaluators",
-        "planned",
-        "'eval.metrics' measures pictures; `sr_diffusion_fid` becomes a data set with the metric `fid`",
+        "translated",
+        "`sr_diffusion_fid` becomes a data set with the metric `fid`; others are planned: 'eval.metrics' measures pictures",
         actions.evaluators,
-        {"x": {"type": "sr_fid"}},
+        {"x": {"type": "sr_diffusion_fid", "dataset": {"mode": "imagefolder"}, "diffusion_params": {"type": "direct"}}},
     ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
     _dropped("eval.compute_psnr", f"{_UNREAD}; 'eval.metrics' names the metrics"),
