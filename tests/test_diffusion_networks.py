@@ -258,6 +258,25 @@ def test_pictures_that_cannot_be_halved():
         rrdb(x[..., :6, :], times, low_res, factors)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("guided_superres", {"channel_mult": [1, 1, 2]}),
+        ("guided_superres", {"channel_mult": [1, 1, 2], "conditioning": "rrdb", "rrdb_channels": 8, "rrdb_blocks": 1}),
+        ("unet_diffusion", {"channel_mult": [1, 1, 2]}),
+    ],
+)
+def test_networks_that_enlarge_take_pictures_of_any_size(name, options):
+    network, (x, times, low_res, *more) = tiny(name, **options)
+    x, low_res = torch.randn(2, 3, 14, 10), torch.randn(2, 3, 7, 5)
+    output = network(x, times, low_res, *more)
+    assert output.shape[2:] == (14, 10)
+    reflected = F.pad(low_res, (0, 1, 0, 1), mode="reflect")  # for a picture of 16 x 12, of which the rest is the same
+    whole = network(F.pad(x, (0, 2, 0, 2), mode="reflect"), times, reflected, *more)
+    assert whole.shape[2:] == (16, 12)
+    assert not output.equal(network(x.flip(-1), times, low_res.flip(-1), *more))
+
+
 def test_fractions_of_the_width():
     network, (x, times) = tiny("guided_unet", model_channels=16, channel_mult=[0.5, 1.5])
     assert network.feature_channels == [8, 8, 8, 24]

@@ -111,13 +111,20 @@ def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path
     config = load(path)
     settings = [f"path.experiments={tmp_path}", "path.pretrain={}", "train.niter=2", "train.val_freq=2", "precision=fp32"]
     settings += ["datasets.train.batch_size=2", "datasets.train.n_workers=0", "logger.tensorboard=false"]
-    settings += [f"datasets.{phase}.dataroot_gt={photographs}" for phase in ("train", "val")]
+    for phase in ("train", "val"):
+        folder = "paths" if config.datasets[phase].mode == "imagefolder" else "dataroot_gt"
+        settings.append(f"datasets.{phase}.{folder}={photographs}")
+        settings += [f"datasets.{phase}.target_size=32"] if folder == "paths" else []
     if config.datasets["train"].mode == "degraded_images":
         settings += [f"datasets.train.{key}={size}" for key, size in (("target_size", 56), ("degradation_size", 112))]
     for name, network in config.networks.items():
         small = {"RRDBNet": {"nf": 8, "nb": 1, "gc": 4}, "SwinIR": {"embed_dim": 6, "depths": "[1]", "num_heads": "[1]"}}
+        unet = {"model_channels": 8, "num_res_blocks": 1, "channel_mult": "[1, 2]"}
+        small |= {"guided_superres": {**unet, "norm_groups": "dlas"}, "unet_diffusion": {**unet, "image_size": 32}}
         small |= {"discriminator_vgg_128_gn": {"nf": 8}, "UNetDiscriminatorSN": {"num_feat": 8}}
         settings += [f"networks.{name}.{key}={value}" for key, value in small[network.which_model].items()]
+    if "sample" in config.eval.injectors:
+        settings += ["eval.injectors.sample.steps=2", "eval.metrics=[psnr_y]", "train.mega_batch_factor=2"]
     if "feature" in config.steps["generator"].losses:
         settings.append("steps.generator.losses.feature.random_weights=true")
     run = Trainer(load(path, settings))
@@ -260,3 +267,73 @@ def test_the_pictures_of_small_recipes_are_as_wide_as_the_process_takes_them_to_
     width = create_process(step.injectors["loss"].options["process"]).sigma_data
     assert pixels.mean() == pytest.approx(options["shift"], abs=1e-3)
     assert pixels.std() / options["scale"] == pytest.approx(width, abs=2e-3)
+
+
+UPSTREAM = Path(__file__).parent / "upstream-recipes/diffusion/train_ddpm_unet.yml"
+
+
+def smooth(folder: Path, side: int) -> Path:
+    """Two smooth pictures."""
+    folder.mkdir()
+    for number in range(2):
+        small = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_diffusion_recipe_is_dl_art_schools(tmp_path):
+    """The file in DL-Art-School's language and ours: the same weights after two steps."""
+    folder = smooth(tmp_path / "pictures", 32)
+    network = {"image_size": 32, "model_channels": 8, "num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2]}
+    common = ["train.niter=2", "train.mega_batch_factor=1", "logger.tensorboard=false", "eval.metrics=[psnr]", "seed=1"]
+    common += [f"datasets.train.{key}={value}" for key, value in (("batch_size", 2), ("n_workers", 0), ("target_size", 32))]
+    common += [f"datasets.train.paths={folder}"]
+    runs = {}
+    sampled = [f"datasets.val.paths={folder}", "datasets.val.target_size=32", "eval.injectors.sample.steps=4"]
+    for path, args, own in ((UPSTREAM, ".args", []), (RECIPES / "diffusion/full.yml", "", sampled)):
+        settings = [f"networks.generator{args}.{key}={value}" for key, value in network.items()]
+        runs[path] = run = Trainer(load(path, [*common, *settings, *own, f"path.experiments={tmp_path}"]))
+        assert run.run().step == 2
+    theirs, ours = runs.values()
+    for (name, one), (_, other) in zip(
+        theirs.networks["generator"].named_parameters(), ours.networks["generator"].named_parameters(), strict=True
+    ):
+        if one.dim() > 1:  # biases before a normalisation have no gradient but rounding, of which Adam makes much
+            assert (one - other).abs().max() < 3e-5, name  # a tenth of a step
+
+
+@pytest.fixture
+def shrunk(photographs, tmp_path):
+    """Settings of diffusion_sr/small.yml for two steps of a tiny network."""
+    data = f"datasets.val={{mode: paired_images, dataroot_gt: {photographs}}}"
+    settings = [
+        "train.niter=2",
+        "train.val_freq=2",
+        "precision=fp32",
+        "logger.tensorboard=false",
+        "eval.metrics=[psnr_y]",
+        data,
+    ]
+    settings += ["datasets.train.batch_size=4", "datasets.train.target_size=16", "networks.generator.model_channels=8"]
+    return [*settings, f"path.experiments={tmp_path}", "train.lr_scheme={type: constant}"]
+
+
+def trained(*settings: str) -> list[torch.Tensor]:
+    run = Trainer(load(RECIPES / "diffusion_sr/small.yml", settings))
+    run.run()
+    return [p.detach().clone() for p in run.networks["generator"].parameters()]
+
+
+def test_diffusion_in_micro_batches_is_the_same(shrunk, tmp_path):
+    whole = trained(*shrunk, "name=whole")
+    halves = trained(*shrunk, "name=halves", "train.mega_batch_factor=2")
+    for one, other in zip(whole, halves, strict=True):
+        if one.dim() > 1:  # biases before a normalisation have no gradient but rounding
+            assert (one - other).abs().max() < 1e-4  # a tenth of a step of 1e-3
+    assert Image.open(tmp_path / "whole/val/val/2.way.png").width == 3 * 208  # three stages of the whole picture
+
+
+def test_diffusion_goes_on_where_it_stopped(shrunk):
+    through = trained(*shrunk, "name=through")
+    trained(*shrunk, "name=stopped", "train.niter=1")
+    assert all(map(torch.equal, through, trained(*shrunk, "name=stopped")))

@@ -129,8 +129,8 @@ class GuidedSuperRes(UNet):
     """U-Net that is shown a low-resolution picture, enlarged, beside the noisy one, or told of features of it.
 
     Args:
-        image_size: height and width of the large pictures, divisible as often as the network halves them. Others are taken,
-            too, if they are so divisible.
+        image_size: height and width of the large pictures, divisible as often as the network halves them; others are
+            taken, too.
         in_channels: channels of a picture; the first convolution has twice as many, but with `conditioning: rrdb`.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: channels of the output: twice a picture's where the variance is learned.
@@ -226,7 +226,7 @@ class GuidedSuperRes(UNet):
         """Predicts.
 
         Args:
-            x: noisy pictures, (B, in_channels, H, W); H and W can be halved at each level.
+            x: noisy pictures, (B, in_channels, H, W); reflected for the network where H or W cannot be halved at each level.
             timesteps: (B,), whole or not.
             low_res: (B, in_channels, h, w), of any size, in the range of `x` without noise, [-1, 1].
             y: classes (B,), integers; given if and only if there are `num_classes`.
@@ -237,9 +237,9 @@ class GuidedSuperRes(UNet):
         embedding = self.embed(timesteps, y)
         if self.conditioning == "rrdb":
             features = self.low_res_encoder(low_res.to(x.dtype), self.checkpointing and self.training)
-            return self.predict(x, embedding, first=enlarge_to(self.low_res_proj(features), x))
+            return self.predict_any_size(x, embedding, first=enlarge_to(self.low_res_proj(features), x))
         mode: Literal["bilinear", "bicubic"] = "bicubic" if self.conditioning == "bicubic" else "bilinear"
-        return self.predict(torch.cat((x, enlarge_to(low_res, x, mode)), dim=1), embedding)
+        return self.predict_any_size(torch.cat((x, enlarge_to(low_res, x, mode)), dim=1), embedding)
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

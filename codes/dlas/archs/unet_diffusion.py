@@ -72,8 +72,8 @@ class SuperResDiffusionUNet(UNet):
     """Super-resolving diffusion U-Net that is told how the low-resolution picture was corrupted.
 
     Args:
-        image_size: height and width of the large pictures, divisible as often as the network halves them. Others are taken,
-            too, if they are so divisible.
+        image_size: height and width of the large pictures, divisible as often as the network halves them; others are
+            taken, too.
         in_channels: channels of a picture; the first convolution has twice as many and one a corruption.
         model_channels: width: channels of the first level for a `channel_mult` of 1.
         out_channels: channels of the output: twice a picture's where the variance is learned.
@@ -167,7 +167,7 @@ class SuperResDiffusionUNet(UNet):
         """Predicts.
 
         Args:
-            x: noisy pictures, (B, in_channels, H, W); H and W can be halved at each level.
+            x: noisy pictures, (B, in_channels, H, W); reflected for the network where H or W cannot be halved at each level.
             timesteps: (B,), whole or not.
             low_res: (B, in_channels, h, w), of any size, in the range of `x` without noise, [-1, 1].
             corruption_factor: (B, num_corruptions), how strongly `low_res` was corrupted; without it, 0.
@@ -179,11 +179,11 @@ class SuperResDiffusionUNet(UNet):
         """
         shown = with_conditions(x, low_res, corruption_factor, self.num_corruptions)
         if not self.raw_y:
-            return self.predict(shown, self.embed(timesteps, y))
+            return self.predict_any_size(shown, self.embed(timesteps, y))
         if y is None:
             raise ValueError("the network adds y to its time embedding (use_raw_y_as_embedding), but got no y")
         embedding = self.embed(timesteps)
-        return self.predict(shown, embedding + y.to(embedding.dtype))
+        return self.predict_any_size(shown, embedding + y.to(embedding.dtype))
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlas.layers.attention import PixelAttention
 from dlas.layers.group_norm import GroupNorm, GroupRule
+from dlas.layers.padding import pad_to_multiple
 from dlas.layers.recompute import recompute
 from dlas.layers.spatial_transformer import SpatialTransformer
 from dlas.layers.time_embedding import TimeEmbedding
@@ -305,6 +306,13 @@ class UNet(DescendingHalf):
         features = self.descend(x, embedding, *context, first=first)
         h = self.run(self.middle_block, features[-1], embedding, None, *context)
         return self.ascend(h, features, embedding, *context)
+
+    def predict_any_size(self, x: Tensor, embedding: Tensor, first: Tensor | None = None) -> Tensor:
+        """As `predict`, for any H and W: pictures are reflected at the bottom and at the right, and the result is cut."""
+        height, width = x.shape[-2:]
+        if first is not None:
+            first = pad_to_multiple(first, self.factor)
+        return self.predict(pad_to_multiple(x, self.factor), embedding, first=first)[..., :height, :width]
 
     def ascend(self, h: Tensor, features: list[Tensor], embedding: Tensor, *context: Tensor | None) -> Tensor:
         """From what the middle gives to the output; `features` are those of `descend` and are used up."""
