@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from dlas.archs import create_network
 from dlas.config import check, load
 from dlas.config.source import read_yaml
 from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
 from dlas.errors import CheckpointError
 from dlas.layers.classifiers import build_classifier
+from dlas.registry import ARCHS
 from runs import batches, rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,11 +32,11 @@ NEEDS = {
     "train_div2k_byol": "byol",
     "train_byol_segformer": "pixel_local_byol",
     "train_ffhq_glean": "glean",
-    "train_div2k_srflow": "srflow",
     "train_tacotron2_lj": "nv_tacotron2",
     "test_tacotron2_lj": "nv_tacotron2",
     "train_imgnet_vqvae_stage1": "vqvae",
 }
+NEEDS_EVALUATOR = {"train_div2k_srflow": "flownet_gaussian"}
 SMALL = ["networks.generator.nf=8", "networks.generator.nb=1", "networks.generator.gc=4"]
 
 
@@ -87,12 +89,15 @@ def vgg(tmp_path) -> str:
 
 def test_all_recipes_are_here():
     assert len(ALL) == 13
-    assert set(NEEDS) <= {path.stem for path in ALL}
+    assert {*NEEDS, *NEEDS_EVALUATOR} <= {path.stem for path in ALL}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_recipe_is_right_or_names_one_network_that_is_not_built(path):
     errors = [problem for problem in check(path) if problem.severity == "error"]
+    if evaluator := NEEDS_EVALUATOR.get(path.stem):
+        assert [f"no evaluator is called '{evaluator}' yet" in error.message for error in errors] == [True]
+        return
     missing = NEEDS.get(path.stem)
     if missing is None:
         assert errors == []
@@ -132,10 +137,10 @@ def test_what_is_planned_is_an_error_where_no_network_is_missing(tmp_path):
 
 def test_a_misspelt_name_beside_a_missing_network_is_an_error_of_its_own(tmp_path):
     path = tmp_path / "file.yml"
-    path.write_text(recipe("train_div2k_srflow").read_text().replace("type: direct", "type: dirct"))
+    path.write_text(recipe("train_tacotron2_lj").read_text().replace("        type: generator", "        type: genrator"))
     errors = [problem.message for problem in check(path) if problem.severity == "error"]
     assert len(errors) == 2
-    assert "no loss is called 'dirct'" in errors[1]
+    assert "no injector is called 'genrator'" in errors[1]
 
 
 def test_the_psnr_recipe_trains_and_validates(data, tmp_path):
@@ -237,6 +242,28 @@ def test_the_video_recipe_writes_a_picture_for_each_frame(data, tmp_path):
     assert results["myvideo"].means == {}
 
 
+def test_the_flow_recipe_trains_without_its_evaluator(data, tmp_path):
+    options, _ = ARCHS.get("srflow").tiny()
+    encoder = create_network({"which_model": "srflow", **options}).RRDB
+    torch.save(encoder.state_dict(), tmp_path / "rrdb.pth")
+    small = [
+        "networks.generator.nf=4", "networks.generator.nb=2", "networks.generator.gc=4", "networks.generator.K=1",
+        "networks.generator.flow.K=1", "networks.generator.flow.stackRRDB.blocks=[0,1]",
+        f"networks.generator.pretrain_rrdb={tmp_path / 'rrdb.pth'}", "datasets.train.target_size=32",
+        "eval.evaluators={}", "steps.generator.injectors.gen_inj.every=1",
+    ]  # fmt: skip
+    data = [each for each in data if "datasets.val" not in each]
+    run = Trainer(load(recipe("train_div2k_srflow"), [*data, *small]))
+    network = run.networks["generator"]
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    assert run.run().step == 2
+    changed = {name for name, weight in network.named_parameters() if not weight.equal(before[name])}
+    assert changed
+    assert not any(name.startswith("RRDB.") for name in changed)  # train_RRDB is false
+    written = rows(tmp_path / "train_div2k_srflow", "train")
+    assert all(np.isfinite(row["generator/log_likelihood"]) for row in written)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -265,7 +292,7 @@ def dlas(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_check_lists_every_translation(tmp_path):
     path = recipe("train_div2k_srflow")
     done = dlas("check", "--as-upstream", "-opt", str(path))
-    assert done.returncode == 2  # its network is missing
+    assert done.returncode == 2  # its evaluator is missing
     notices = [problem for problem in check(path) if problem.severity == "notice"]
     assert f"translations: {len(notices)}\n" in done.stdout
     assert all(f"  {problem}\n" in done.stdout for problem in notices)

@@ -14,7 +14,6 @@ from dlas.config.typespec import Cursor
 
 ANNOUNCED: dict[str, dict[str, str]] = {
     "network": {
-        "srflow": "normalising flow for super-resolution",
         "rrdb_srflow": "RRDB trunk of SRFlow",
         "rrdb_latent_wrapper": "RRDB trunk as an extractor of features",
         "glean": "super-resolution with a StyleGAN2 latent bank",
