@@ -5,7 +5,6 @@ from __future__ import annotations
 NOT_BUILT_YET = {
     "sr/golden_srflow_*": "SRFlow",
     "sr/manifest_SRFlow_*": "SRFlow",
-    "sr/manifest_stylegan2_rosinality_g*": "generator of StyleGAN2",
     "sr/golden_switched_*": "switched convolutions",
     "sr/manifest_dlas_vqvae*": "vector-quantised autoencoders",
     "sr/manifest_dlas_dvae*": "vector-quantised autoencoders",

@@ -21,7 +21,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "stylegan_vgg": "discriminator of StyleGAN",
         "stylegan2_lucidrains": "StyleGAN2",
         "stylegan2_discriminator": "StyleGAN2",
-        "stylegan2_rosinality_gen": "StyleGAN2",
         "discriminator_vgg_448": "VGG-style discriminator for 448 pixels",
         "byol": "self-supervised learning",
         "structural_byol": "self-supervised learning",
