@@ -34,7 +34,6 @@ NEEDS = {
     "train_ffhq_glean": "glean",
     "train_tacotron2_lj": "nv_tacotron2",
     "test_tacotron2_lj": "nv_tacotron2",
-    "train_imgnet_vqvae_stage1": "vqvae",
 }
 NEEDS_EVALUATOR = {"train_div2k_srflow": "flownet_gaussian"}
 SMALL = ["networks.generator.nf=8", "networks.generator.nb=1", "networks.generator.gc=4"]
@@ -141,6 +140,24 @@ def test_a_misspelt_name_beside_a_missing_network_is_an_error_of_its_own(tmp_pat
     errors = [problem.message for problem in check(path) if problem.severity == "error"]
     assert len(errors) == 2
     assert "no injector is called 'genrator'" in errors[1]
+
+
+def test_the_vqvae_recipe_trains_and_validates(tmp_path):
+    photographs(tmp_path / "train", 4, 256, 256)
+    photographs(tmp_path / "val", 2, 64, 80)
+    small = ["channel=8", "n_res_channel=4", "codebook_dim=4", "codebook_size=16"]
+    run = Trainer(load(recipe("train_imgnet_vqvae_stage1"), [
+        *(f"networks.generator.kwargs.{each}" for each in small),
+        f"datasets.train.paths={tmp_path / 'train'}", f"datasets.val.dataroot_GT={tmp_path / 'val'}",
+        "datasets.train.batch_size=2", "datasets.train.n_workers=0", f"path.experiments={tmp_path}", "train.niter=2",
+        "train.val_freq=2", "logger.print_freq=1", "logger.tensorboard=false",
+    ]))  # fmt: skip
+    codes = run.networks["generator"].quantize_b.embed.clone()
+    assert run.run().step == 2
+    assert not run.networks["generator"].quantize_b.embed.equal(codes)
+    logged = rows(tmp_path / "train_imgnet_vqvae_stage1", "train")[-1]
+    assert {key for key in logged if "commitment_loss" in key}, logged
+    assert rows(tmp_path / "train_imgnet_vqvae_stage1", "val")
 
 
 def test_the_psnr_recipe_trains_and_validates(data, tmp_path):

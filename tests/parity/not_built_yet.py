@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 NOT_BUILT_YET = {
-    "sr/manifest_stylegan2_rosinality_g*": "generator of StyleGAN2",
     "sr/golden_switched_*": "switched convolutions",
-    "sr/manifest_dlas_vqvae*": "vector-quantised autoencoders",
+    "sr/manifest_dlas_vqvae?*": "vector-quantised autoencoders with switched convolutions",
     "sr/manifest_dlas_dvae*": "vector-quantised autoencoders",
     "sr/golden_dvae*": "vector-quantised autoencoders",
-    "sr/golden_vqvae*": "vector-quantised autoencoders",
     "tortoise/golden_autoregressive*": "speech: autoregressive model",
     "tortoise/manifest_autoregressive*": "speech: autoregressive model",
     "tortoise/golden_classifier*": "speech: classifier",

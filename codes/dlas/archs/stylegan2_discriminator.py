@@ -18,15 +18,12 @@ from torch import Tensor, nn
 
 from dlas.layers.fixed_size import check_size
 from dlas.layers.recompute import recompute
-from dlas.layers.stylegan2 import BiasedActivation, Blur, EqualConv2d, EqualLinear
+from dlas.layers.stylegan2 import BiasedActivation, Blur, EqualConv2d, EqualLinear, width_at
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
 
 GROUP = 4
 """Pictures of which the spread is taken together, at most."""
-
-WIDTH_AT_64 = 256
-"""Channels at 64 pixels for a multiplier of 1; they halve with each doubling of the size."""
 
 
 def _layers(
@@ -87,11 +84,11 @@ class StyleGAN2Discriminator(nn.Module):
         self.checkpointing = False
         blocks: list[nn.Module] = []
         side = size
-        width = _width(side, channel_multiplier, max_channels)
+        width = width_at(side, channel_multiplier, max_channels)
         blocks.append(_layers(3, width, 1, blur_kernel))
         while side > 4:
             side //= 2
-            wider = _width(side, channel_multiplier, max_channels)
+            wider = width_at(side, channel_multiplier, max_channels)
             blocks.append(ResidualBlock(width, wider, blur_kernel))
             width = wider
         self.convs = nn.Sequential(*blocks)
@@ -121,10 +118,6 @@ class StyleGAN2Discriminator(nn.Module):
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
         """Options of a small network, and arguments for its `forward`."""
         return {"size": 16, "max_channels": 8}, (torch.rand(4, 3, 16, 16),)
-
-
-def _width(side: int, multiplier: int, most: int) -> int:
-    return min(512 if side < 64 else WIDTH_AT_64 * multiplier * 64 // side, most)
 
 
 def _spread(x: Tensor) -> Tensor:

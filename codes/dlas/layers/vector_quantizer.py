@@ -16,9 +16,9 @@ class Quantized(NamedTuple):
     """What a quantiser makes of vectors.
 
     Attributes:
-        vectors: the codes in their places, (B, C, H, W); gradients pass through to the vectors that were given.
+        vectors: the codes in their places, (B, C, ...); gradients pass through to the vectors that were given.
         loss: commitment, and where the codebook is learned by gradients how far it is from the vectors; a scalar in float32.
-        indices: which codes, (B, H, W), int64.
+        indices: which codes, (B, ...), int64.
         perplexity: exp of the entropy of how often each code is used here: how many codes are in use; a scalar in float32.
     """
 
@@ -53,7 +53,7 @@ class Codebook(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """The nearest code in the sense of Euclid, in the place of each pixel's vector.
+    """The nearest code in the sense of Euclid, in the place of the vector of each pixel, or each step of a sequence.
 
     Args:
         codes: size of the codebook.
@@ -70,12 +70,20 @@ class VectorQuantizer(nn.Module):
         self.commitment, self.decay = commitment, decay
         self.embedding = Codebook(codes, channels, averaged=decay is not None)
 
+    def codebook(self) -> Tensor:
+        """The codes, (codes, channels)."""
+        return self.embedding.weight
+
+    def averages(self) -> tuple[Tensor, Tensor]:
+        """Where codes follow averages: how many vectors each code stands for, (codes,), and their sums, (codes, channels)."""
+        return self.embedding.counts, self.embedding.sums
+
     def forward(self, z: Tensor) -> Quantized:
-        """(B, channels, H, W) -> codes; in training the averages move."""
+        """(B, channels, ...) -> codes; in training the averages move."""
         with torch.autocast(z.device.type, enabled=False):
-            vectors = z.permute(0, 2, 3, 1).float()
-            codebook = self.embedding.weight.float()
-            flat = vectors.detach().flatten(0, 2)
+            vectors = z.movedim(1, -1).float()
+            codebook = self.codebook().float()
+            flat = vectors.detach().flatten(0, -2)
             indices = nearest(flat, codebook.detach())
             found = F.embedding(indices, codebook).view_as(vectors)
             loss = self.commitment * F.mse_loss(vectors, found.detach())
@@ -88,26 +96,57 @@ class VectorQuantizer(nn.Module):
                 self._follow(flat, indices, used, self.decay)
             shares = used / len(flat)
             perplexity = (-(shares * (shares + 1e-10).log()).sum()).exp()
-            passed = (vectors + (found - vectors).detach()).permute(0, 3, 1, 2)
-        return Quantized(passed.to(z.dtype), loss, indices.view(vectors.shape[:3]), perplexity)
+            passed = (vectors + (found - vectors).detach()).movedim(-1, 1)
+        return Quantized(passed.to(z.dtype), loss, indices.view(vectors.shape[:-1]), perplexity)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes of indices: (B, H, W) -> (B, channels, H, W)."""
-        return F.embedding(indices, self.embedding.weight).permute(0, 3, 1, 2)
+        """Codes of indices: (B, ...) -> (B, channels, ...)."""
+        return F.embedding(indices, self.codebook()).movedim(-1, 1)
 
     @torch.no_grad()
     def _follow(self, vectors: Tensor, indices: Tensor, used: Tensor, decay: float) -> None:
-        sums = torch.zeros_like(self.embedding.sums).index_add_(0, indices, vectors.to(self.embedding.sums.dtype))
-        counts = used.to(self.embedding.counts.dtype)
+        counts, sums = self.averages()
+        new_sums = torch.zeros_like(sums).index_add_(0, indices, vectors.to(sums.dtype))
+        new_counts = used.to(counts.dtype)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            counts = counts.clone()
-            for total in (sums, counts):  # one codebook for all processes
+            new_counts = new_counts.clone()
+            for total in (new_sums, new_counts):  # one codebook for all processes
                 torch.distributed.all_reduce(total)
-        self.embedding.counts.lerp_(counts, 1 - decay)
-        self.embedding.sums.lerp_(sums, 1 - decay)
-        total_count = self.embedding.counts.sum()
-        smoothed = (self.embedding.counts + EPS) / (total_count + len(counts) * EPS) * total_count
-        self.embedding.weight.copy_(self.embedding.sums / smoothed[:, None])
+        counts.lerp_(new_counts, 1 - decay)
+        sums.lerp_(new_sums, 1 - decay)
+        total_count = counts.sum()
+        smoothed = (counts + EPS) / (total_count + len(counts) * EPS) * total_count
+        self.codebook().copy_(sums / smoothed[:, None])
+
+
+class ColumnVectorQuantizer(VectorQuantizer):
+    """The same with a codebook that follows averages, kept as rosinality's VQ-VAE-2 keeps it: each code is a column.
+
+    Args:
+        codes: size of the codebook.
+        channels: of the vectors.
+        commitment: weight of how far vectors are from their codes.
+        decay: of the averages.
+    """
+
+    embed: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, codes: int, channels: int, commitment: float = 1.0, decay: float = 0.99) -> None:
+        nn.Module.__init__(self)
+        self.commitment, self.decay = commitment, decay
+        self.register_buffer("embed", torch.randn(channels, codes))
+        self.register_buffer("cluster_size", torch.ones(codes))
+        self.register_buffer("embed_avg", self.embed.clone())
+
+    def codebook(self) -> Tensor:
+        """The codes, (codes, channels): a view."""
+        return self.embed.t()
+
+    def averages(self) -> tuple[Tensor, Tensor]:
+        """How many vectors each code stands for, (codes,), and their sums, (codes, channels): views."""
+        return self.cluster_size, self.embed_avg.t()
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
