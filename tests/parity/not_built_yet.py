@@ -6,7 +6,7 @@ NOT_BUILT_YET = {
     "sr/golden_srflow_*": "SRFlow",
     "sr/manifest_SRFlow_*": "SRFlow",
     "sr/manifest_stylegan2_rosinality_g*": "generator of StyleGAN2",
-    "sr/golden_switched_*": "switched convolutions",
+    "sr/golden_switched_vqvae*": "switched autoencoders",
     "sr/manifest_dlas_vqvae*": "vector-quantised autoencoders",
     "sr/manifest_dlas_dvae*": "vector-quantised autoencoders",
     "sr/golden_dvae*": "vector-quantised autoencoders",
