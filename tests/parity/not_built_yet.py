@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 NOT_BUILT_YET = {
-    "sr/golden_switched_*": "switched convolutions",
-    "sr/manifest_dlas_vqvae?*": "vector-quantised autoencoders with switched convolutions",
+    "sr/golden_switched_vqvae*": "switched autoencoders",
+    "sr/manifest_dlas_vqvae?*": "switched autoencoders",
     "sr/manifest_dlas_dvae*": "vector-quantised autoencoders",
     "sr/golden_dvae*": "vector-quantised autoencoders",
     "tortoise/golden_autoregressive*": "speech: autoregressive model",

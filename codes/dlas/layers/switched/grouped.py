@@ -1,0 +1,136 @@
+"""Hard routing on the CPU without the work of kernels that are not chosen: places grouped by kernel, one product for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PLACES_AT_ONCE = 1024
+"""Places whose neighbourhoods are laid out at once: the extra memory is this times the size of a kernel."""
+
+
+def grouped_conv2d(x: Tensor, weight: Tensor, chosen: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """The convolution whose kernel is another one at each place.
+
+    Args:
+        x: (B, in, H, W).
+        weight: (out, in, breadth, k, k).
+        chosen: (B, breadth, H', W'), 1 for the kernel of a place, 0 for the others.
+        bias: (out,), (breadth, out) or None.
+        stride: of the convolution.
+        padding: zeros on each side.
+
+    Returns:
+        (B, out, H', W'), channels last in memory.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        low = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
+    with torch.autocast("cpu", enabled=False):
+        return _GroupedConv2d.apply(x, weight, chosen, bias, stride, padding)
+
+
+class _Layout(NamedTuple):
+    """Where the neighbourhoods of places begin in the rows of the padded input.
+
+    Attributes:
+        corners: row of the first pixel of each place's neighbourhood, (places,).
+        taps: rows from there to all pixels of a neighbourhood, (k * k,).
+        order: places sorted by their kernels.
+        counts: places of each kernel.
+    """
+
+    corners: Tensor
+    taps: Tensor
+    order: Tensor
+    counts: list[int]
+
+    def groups(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """A kernel, some of its places, and the rows of their neighbourhoods (places, k * k)."""
+        for number, places in enumerate(self.order.split(self.counts)):
+            for some in places.split(PLACES_AT_ONCE):
+                if len(some):
+                    yield number, some, self.corners[some, None] + self.taps
+
+
+def _layout(chosen: Tensor, padded: torch.Size, kernel: int, stride: int) -> _Layout:
+    batch, breadth, height, width = chosen.shape
+    _, padded_height, padded_width, _ = padded
+    rows = torch.arange(batch)[:, None, None] * (padded_height * padded_width)
+    rows = rows + torch.arange(height)[:, None] * (stride * padded_width) + torch.arange(width) * stride
+    taps = torch.arange(kernel)[:, None] * padded_width + torch.arange(kernel)
+    kernels = chosen.argmax(dim=1).flatten()
+    counts = torch.bincount(kernels, minlength=breadth).tolist()
+    return _Layout(rows.flatten(), taps.flatten(), kernels.argsort(stable=True), counts)
+
+
+def _padded(x: Tensor, padding: int) -> Tensor:
+    """(B, C, H, W) -> (B, H + 2 padding, W + 2 padding, C), contiguous."""
+    return F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding)).contiguous()
+
+
+def _matrices(weight: Tensor) -> Tensor:
+    """(out, in, breadth, k, k) -> (breadth, k * k * in, out)."""
+    return weight.permute(2, 3, 4, 1, 0).flatten(1, 3).contiguous()
+
+
+class _GroupedConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, chosen: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        batch, _, height, width = chosen.shape
+        padded = _padded(x, padding)
+        pixels = padded.flatten(0, 2)
+        layout = _layout(chosen, padded.shape, weight.shape[-1], stride)
+        result = x.new_empty(batch * height * width, weight.shape[0])
+        matrices = _matrices(weight)
+        for number, places, rows in layout.groups():
+            patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
+            own_bias = bias[number] if bias is not None and bias.dim() == 2 else bias
+            product = patches @ matrices[number] if own_bias is None else torch.addmm(own_bias, patches, matrices[number])
+            result.index_copy_(0, places, product)
+        y = result.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        ctx.stride, ctx.padding = stride, padding
+        ctx.save_for_backward(x, weight, chosen, bias, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, chosen, bias, y = ctx.saved_tensors
+        wants_x, wants_weight, wants_chosen, wants_bias = ctx.needs_input_grad[:4]
+        padding, size = ctx.padding, weight.shape[-1]
+        # What a share is multiplied by is the output itself; it is told to all switches, and the route keeps the winner's.
+        grad_chosen = (grad * y).sum(dim=1, keepdim=True).to(chosen.dtype).expand_as(chosen) if wants_chosen else None
+        flat = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
+        padded = _padded(x, padding)
+        pixels = padded.flatten(0, 2)
+        layout = _layout(chosen, padded.shape, size, ctx.stride)
+        matrices = _matrices(weight)
+        grad_pixels = torch.zeros_like(pixels) if wants_x else None
+        grad_matrices = torch.zeros_like(matrices) if wants_weight else None
+        grad_bias = torch.zeros_like(bias) if wants_bias else None
+        for number, places, rows in layout.groups():
+            own = flat.index_select(0, places)
+            if grad_matrices is not None:
+                patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
+                grad_matrices[number].addmm_(patches.t(), own)
+            if grad_pixels is not None:
+                spread = (own @ matrices[number].t()).view(len(places) * size * size, -1)
+                grad_pixels.index_add_(0, rows.flatten(), spread)
+            if grad_bias is not None and grad_bias.dim() == 2:
+                grad_bias[number] += own.sum(dim=0)
+        if grad_bias is not None and grad_bias.dim() == 1:
+            grad_bias = flat.sum(dim=0)
+        if grad_pixels is not None:
+            height, width = x.shape[2:]
+            inner = grad_pixels.view(padded.shape)[:, padding : padding + height, padding : padding + width]
+            grad_pixels = inner.permute(0, 3, 1, 2)
+        if grad_matrices is not None:
+            out, channels, breadth = weight.shape[:3]
+            grad_matrices = grad_matrices.view(breadth, size, size, channels, out).permute(4, 3, 0, 1, 2)
+        return grad_pixels, grad_matrices, grad_chosen, grad_bias, None, None
