@@ -7,8 +7,6 @@ NOT_BUILT_YET = {
     "sr/manifest_SRFlow_*": "SRFlow",
     "sr/golden_switched_*": "switched convolutions",
     "sr/manifest_dlas_vqvae?*": "vector-quantised autoencoders with switched convolutions",
-    "sr/manifest_dlas_dvae*": "vector-quantised autoencoders",
-    "sr/golden_dvae*": "vector-quantised autoencoders",
     "tortoise/golden_autoregressive*": "speech: autoregressive model",
     "tortoise/manifest_autoregressive*": "speech: autoregressive model",
     "tortoise/golden_classifier*": "speech: classifier",
