@@ -1,4 +1,4 @@
-"""Two-level vector-quantised autoencoders, and the quantiser with codes in columns that they have."""
+"""Vector-quantised autoencoders of two levels and of one, and the quantisers that they have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dlas.archs import create_network
+from dlas.archs.dvae import DiscreteVAE
 from dlas.archs.vqvae import VQVAE
-from dlas.layers.vector_quantizer import ColumnVectorQuantizer, VectorQuantizer
+from dlas.layers.vector_quantizer import ColumnVectorQuantizer, ExpiringVectorQuantizer, VectorQuantizer
 
 SMALL = VQVAE.tiny()[0]
 
@@ -80,3 +81,60 @@ def test_mistakes() -> None:
         create_network({"which_model": "vqvae", **SMALL, "in_channel": 0})
     with pytest.raises(ValueError, match="a side of 20 is no multiple of 8"):
         create_network({"which_model": "vqvae", **SMALL})(torch.randn(1, 3, 16, 20))
+
+
+def test_directions_alone_decide_and_codes_keep_their_length() -> None:
+    layer = ExpiringVectorQuantizer(2, 2, decay=0.5).eval()
+    layer.codebook().copy_(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
+    z = torch.tensor([[0.1, 0.01], [1.0, 9.0], [2.0, 2.1]])
+    found = layer(z)
+    assert found.indices.tolist() == [0, 1, 1]
+    torch.testing.assert_close(found.vectors, layer.codebook()[found.indices])
+    layer.train()(z[:1].requires_grad_())
+    # half way to the mean direction; the code that was not used moves half way to its own
+    of_used = torch.tensor([0.1, 0.01]) / torch.tensor([0.1, 0.01]).norm()
+    expected = torch.stack(((torch.tensor([3.0, 0.0]) + of_used) / 2, torch.tensor([0.0, 0.75])))
+    torch.testing.assert_close(layer.codebook(), expected)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_codes_that_are_never_used_are_replaced(cosine: bool) -> None:
+    torch.manual_seed(0)
+    layer = ExpiringVectorQuantizer(3, 2, cosine=cosine, patience=4)
+    layer.codebook().copy_(torch.tensor([[1.0, 1.0], [-50.0, -1.0], [-1.0, -50.0]]))
+    if not cosine:
+        layer.averages()[1].copy_(layer.codebook())
+    z = 1 + 0.1 * torch.rand(16, 2)
+    for misses in (1, 2, 3):
+        assert layer(z).perplexity.item() == pytest.approx(1)
+        assert layer.codebook_misses.tolist() == [0, misses, misses]
+    layer(z)
+    assert layer.codebook_misses.tolist() == [0, 0, 0]
+    assert (layer.codebook()[1:] > 0.5).all()
+    assert layer(z).perplexity > 1.5
+    assert (layer.codebook() > 0.5).all()  # and they stay
+
+
+@pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 8, 12)), (1, (2, 3, 20))])
+def test_codes_of_one_level_stand_for_inputs(dims: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = create_network({"which_model": "dvae", **DiscreteVAE.tiny()[0], "positional_dims": dims}).eval()
+    x = torch.randn(shape)
+    errors, _, found, perplexity = network(x)
+    torch.testing.assert_close(errors, (found - x).square())
+    codes = network.get_codebook_indices(x)
+    assert codes.shape == (2, *(side // 4 for side in shape[2:]))
+    torch.testing.assert_close(network.decode(codes)[0], found)
+    shares = torch.bincount(codes.flatten()) / codes.numel()
+    torch.testing.assert_close(perplexity, torch.special.entr(shares).sum().exp())
+    with pytest.raises(ValueError, match="a side of 10 is no multiple of 4"):
+        network(torch.randn(2, 3, *[10] * dims))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"positional_dims": 3}, "positional_dims must be 1 or 2, got 3"), ({"kernel_size": 4}, "kernel_size must be odd, got 4")],
+)
+def test_mistakes_with_one_level(options: dict[str, int], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        create_network({"which_model": "dvae", **options})

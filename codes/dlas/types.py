@@ -3,22 +3,6 @@
 The configuration layer reads these annotations from the source text (nothing is imported), so a component is checked, wired
 and documented by its signature alone:
 
-annotation              meaning in YAML
-======================  ======================================================================================
-``StateIn``             name of a state key that is read
-``StateIns``            a state key, or a (nested) list of keys and literals; the string ``None`` stands for no value
-``StateOut``            name of a state key that is written
-``StateOuts``           a state key or a list of keys that are written
-``NetworkName``         name of an entry under ``networks``
-``PositiveInt`` ..      a number with a range
-``DegradationOptions``  a degradation and its options: `{type: realesrgan}`
-``ProcessOptions``      a diffusion's process and its options: `{type: vp, schedule: cosine}`
-``TimesOptions``        a distribution of its times: `{type: logit_normal}`
-``WeightingOptions``    a weighting of its errors: `{type: min_snr}`
-``SamplerOptions``      a way to draw samples: `{type: heun}`
-``DatasetOptions``      a data set and its options: `{mode: digits}`
-======================  ======================================================================================
-=======
 ========================  ======================================================================================
 annotation                meaning in YAML
 ========================  ======================================================================================

@@ -84,7 +84,7 @@ class VectorQuantizer(nn.Module):
             vectors = z.movedim(1, -1).float()
             codebook = self.codebook().float()
             flat = vectors.detach().flatten(0, -2)
-            indices = nearest(flat, codebook.detach())
+            indices = self.search(flat, codebook.detach())
             found = F.embedding(indices, codebook).view_as(vectors)
             loss = self.commitment * F.mse_loss(vectors, found.detach())
             used = torch.zeros(len(codebook), device=z.device).index_add_(
@@ -99,6 +99,10 @@ class VectorQuantizer(nn.Module):
             passed = (vectors + (found - vectors).detach()).movedim(-1, 1)
         return Quantized(passed.to(z.dtype), loss, indices.view(vectors.shape[:-1]), perplexity)
 
+    def search(self, vectors: Tensor, codebook: Tensor) -> Tensor:
+        """Which codes (codes, channels) take the places of vectors (N, channels): (N,), int64."""
+        return nearest(vectors, codebook)
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of indices: (B, ...) -> (B, channels, ...)."""
         return F.embedding(indices, self.codebook()).movedim(-1, 1)
@@ -106,14 +110,9 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _follow(self, vectors: Tensor, indices: Tensor, used: Tensor, decay: float) -> None:
         counts, sums = self.averages()
-        new_sums = torch.zeros_like(sums).index_add_(0, indices, vectors.to(sums.dtype))
-        new_counts = used.to(counts.dtype)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            new_counts = new_counts.clone()
-            for total in (new_sums, new_counts):  # one codebook for all processes
-                torch.distributed.all_reduce(total)
-        counts.lerp_(new_counts, 1 - decay)
-        sums.lerp_(new_sums, 1 - decay)
+        new_sums, new_counts = totals(vectors, indices, used)
+        counts.lerp_(new_counts.to(counts.dtype), 1 - decay)
+        sums.lerp_(new_sums.to(sums.dtype), 1 - decay)
         total_count = counts.sum()
         smoothed = (counts + EPS) / (total_count + len(counts) * EPS) * total_count
         self.codebook().copy_(sums / smoothed[:, None])
@@ -147,6 +146,130 @@ class ColumnVectorQuantizer(VectorQuantizer):
     def averages(self) -> tuple[Tensor, Tensor]:
         """How many vectors each code stands for, (codes,), and their sums, (codes, channels): views."""
         return self.cluster_size, self.embed_avg.t()
+
+
+class RowCodebook(nn.Module):
+    """Codes as rows, as in older releases of vector-quantize-pytorch.
+
+    Args:
+        codes: how many.
+        channels: of each.
+        averaged: whether counts and sums are kept.
+    """
+
+    initted: Tensor
+    embed: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, codes: int, channels: int, averaged: bool) -> None:
+        super().__init__()
+        self.register_buffer("initted", torch.ones(1))
+        if averaged:
+            self.register_buffer("cluster_size", torch.ones(codes))
+        self.register_buffer("embed", torch.randn(codes, channels))
+        if averaged:
+            self.register_buffer("embed_avg", self.embed.clone())
+
+
+class ExpiringVectorQuantizer(VectorQuantizer):
+    """Codes compared by their direction or their distance; those that are never used are replaced by vectors of the batch.
+
+    Where directions are compared, a code moves towards the mean direction of its vectors; it need not have unit length.
+
+    Args:
+        codes: size of the codebook.
+        channels: of the vectors.
+        decay: of the averages.
+        cosine: codes are compared by direction.
+        patience: forwards in training without any use after which a code is replaced.
+        compression: channels of codes, to and from which linear layers lead; None: those of the vectors.
+
+    Source: Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN" (arXiv:2110.04627), section 3.2 (directions,
+    compression); Zeghidour et al. 2021, "SoundStream" (arXiv:2107.03312), section III-C (replacement).
+    """
+
+    codebook_misses: Tensor
+
+    def __init__(
+        self,
+        codes: int,
+        channels: int,
+        *,
+        decay: float = 0.8,
+        cosine: bool = True,
+        patience: int = 40,
+        compression: int | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.commitment, self.decay, self.cosine, self.patience = 1.0, decay, cosine, patience
+        self.project_in = nn.Identity() if compression is None else nn.Linear(channels, compression)
+        self.project_out = nn.Identity() if compression is None else nn.Linear(compression, channels)
+        self._codebook = RowCodebook(codes, compression or channels, averaged=not cosine)
+        self.register_buffer("codebook_misses", torch.zeros(codes))
+
+    def codebook(self) -> Tensor:
+        """The codes, (codes, compression or channels)."""
+        return self._codebook.embed
+
+    def averages(self) -> tuple[Tensor, Tensor]:
+        """How many vectors each code stands for, (codes,), and their sums; not where codes are compared by direction."""
+        return self._codebook.cluster_size, self._codebook.embed_avg
+
+    def forward(self, z: Tensor) -> Quantized:
+        """(B, channels, ...) -> codes; in training the codebook moves."""
+        found = super().forward(self.project_in(z.movedim(1, -1)).movedim(-1, 1))
+        return found._replace(vectors=self._expanded(found.vectors))
+
+    def search(self, vectors: Tensor, codebook: Tensor) -> Tensor:
+        """Which codes (codes, channels) take the places of vectors (N, channels): (N,), int64."""
+        if self.cosine:
+            return (F.normalize(vectors, dim=-1) @ F.normalize(codebook, dim=-1).t()).argmax(dim=1)
+        return super().search(vectors, codebook)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of indices, behind the linear layer: (B, ...) -> (B, channels, ...)."""
+        return self._expanded(super().lookup(indices))
+
+    def _expanded(self, codes: Tensor) -> Tensor:
+        return self.project_out(codes.movedim(1, -1)).movedim(-1, 1)
+
+    @torch.no_grad()
+    def _follow(self, vectors: Tensor, indices: Tensor, used: Tensor, decay: float) -> None:
+        codes = self.codebook()
+        if self.cosine:
+            vectors = F.normalize(vectors, dim=-1)
+            sums, counts = totals(vectors, indices, used)
+            means = torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), F.normalize(codes, dim=-1))
+            codes.lerp_(means, 1 - decay)
+        else:
+            super()._follow(vectors, indices, used, decay)
+            counts = everywhere(used)
+        self.codebook_misses.add_(1).mul_(counts == 0)
+        expired = self.codebook_misses >= self.patience
+        fresh = vectors[torch.randint(len(vectors), (len(codes),), device=vectors.device)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(fresh, 0)
+        codes.copy_(torch.where(expired[:, None], fresh, codes))
+        if not self.cosine:
+            counts, sums = self.averages()
+            counts.masked_fill_(expired, 1.0)
+            sums.copy_(torch.where(expired[:, None], fresh, sums))
+        self.codebook_misses.masked_fill_(expired, 0.0)
+
+
+def totals(vectors: Tensor, indices: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Over all processes: the sums of vectors (N, C) that have each code, (K, C), and how many these are, (K,)."""
+    sums = vectors.new_zeros(len(used), vectors.shape[1]).index_add_(0, indices, vectors)
+    return everywhere(sums), everywhere(used)
+
+
+def everywhere(values: Tensor) -> Tensor:
+    """The sum over all processes, so that there is one codebook for them; `values` itself stays."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
