@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing, nn
 
 from dlas.archs import create_network
 from dlas.archs.srflow import SRFlow
@@ -86,7 +86,7 @@ def test_noise_of_one_step_is_added_in_training_only():
     picture, low_res = pictures()
     network(picture, low_res)  # normalises
     for layer in network.modules():
-        assert not isinstance(layer, ActNorm) or layer.pending is None
+        assert not isinstance(layer, ActNorm) or len(layer.stage) == 2
     torch.manual_seed(1)
     noisy = network(picture, low_res)[1]
     torch.manual_seed(1)
@@ -117,6 +117,24 @@ def test_the_first_batch_that_is_trained_on_is_normalised_and_no_other():
     resumed.load_state_dict(norm.state_dict())
     resumed.train()(second)
     assert resumed.bias.equal(fitted)
+
+
+def fit_in_process(rank: int, rendezvous: str, x: Tensor, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    norm = nn.parallel.DistributedDataParallel(ActNorm(3))
+    for _ in range(2):
+        norm(x[2 * rank : 2 * rank + 2]).sum().backward()
+    torch.save(norm.module.state_dict(), f"{folder}/{rank}.pth")
+    distributed.destroy_process_group()
+
+
+def test_processes_normalise_their_batches_together(tmp_path):
+    x = 5 + 3 * torch.randn(4, 3, 6, 6)
+    multiprocessing.spawn(fit_in_process, (str(tmp_path / "rendezvous"), x, str(tmp_path)), nprocs=2)
+    whole = ActNorm(3)
+    whole(x)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pth"), dict(whole.state_dict()))
 
 
 def test_the_encoder_is_trained_only_when_asked_for():

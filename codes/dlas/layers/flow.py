@@ -36,18 +36,19 @@ class ActNorm(nn.Module):
     Source: Glow, section 3.1.
     """
 
-    pending: Tensor | None
+    stage: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.logs = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        # Empty, there while no batch was seen. As a buffer it comes back when a pass is made without leaving a trace.
-        self.register_buffer("pending", torch.empty(0), persistent=False)
+        # Read by its length, which costs no wait for the device: 1 before the first batch, 2 afterwards. As a buffer it comes
+        # back where a pass is made that is to leave no trace.
+        self.register_buffer("stage", torch.zeros(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> the same shape."""
-        if self.pending is not None and self.training and torch.is_grad_enabled():
+        if len(self.stage) == 1 and self.training and torch.is_grad_enabled():
             self._fit(x)
         return (x + self.bias) * self.logs.exp()
 
@@ -67,11 +68,11 @@ class ActNorm(nn.Module):
         fresh = ~self.bias.any()  # stays on the device: nothing waits for it
         self.bias.copy_(torch.where(fresh, -mean, self.bias))
         self.logs.copy_(torch.where(fresh, -(deviation + DEVIATION_FLOOR).log(), self.logs))
-        self.pending = None
+        self.stage = self.stage.new_zeros(2)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self.pending = self.bias.new_empty(0)
+        self.stage = self.stage.new_zeros(1)
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:
