@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PLACES_AT_ONCE = 512
-"""Places whose neighbourhoods are laid out at once: this times the size of a kernel is the extra memory. More leave the cache."""
+"""Places whose neighbourhoods are laid out at once; the extra memory is this times the size of a kernel."""
 
 
 def grouped_conv2d(x: Tensor, weight: Tensor, chosen: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
