@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PLACES_AT_ONCE = 1024
-"""Places whose neighbourhoods are laid out at once: the extra memory is this times the size of a kernel."""
+PLACES_AT_ONCE = 512
+"""Places whose neighbourhoods are laid out at once; the extra memory is this times the size of a kernel."""
 
 
 def grouped_conv2d(x: Tensor, weight: Tensor, chosen: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -64,7 +64,8 @@ def _layout(chosen: Tensor, padded: torch.Size, kernel: int, stride: int) -> _La
     rows = torch.arange(batch)[:, None, None] * (padded_height * padded_width)
     rows = rows + torch.arange(height)[:, None] * (stride * padded_width) + torch.arange(width) * stride
     taps = torch.arange(kernel)[:, None] * padded_width + torch.arange(kernel)
-    kernels = chosen.argmax(dim=1).flatten()
+    # The number of the kernel, by a product: many times faster than argmax over a dimension that is not the last.
+    kernels = (torch.arange(breadth, dtype=torch.float32) @ chosen.flatten(2).float()).long().flatten()
     counts = torch.bincount(kernels, minlength=breadth).tolist()
     return _Layout(rows.flatten(), taps.flatten(), kernels.argsort(stable=True), counts)
 
@@ -94,22 +95,25 @@ class _GroupedConv2d(torch.autograd.Function):
             product = patches @ matrices[number] if own_bias is None else torch.addmm(own_bias, patches, matrices[number])
             result.index_copy_(0, places, product)
         y = result.view(batch, height, width, -1).permute(0, 3, 1, 2)
-        ctx.stride, ctx.padding = stride, padding
-        ctx.save_for_backward(x, weight, chosen, bias, y)
+        ctx.padding, ctx.size, ctx.layout = padding, x.shape[2:], layout
+        # The padded input is kept in place of the input: laying it out again would take longer than it saves.
+        ctx.save_for_backward(padded, weight, bias, y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, chosen, bias, y = ctx.saved_tensors
+        padded, weight, bias, y = ctx.saved_tensors
         wants_x, wants_weight, wants_chosen, wants_bias = ctx.needs_input_grad[:4]
-        padding, size = ctx.padding, weight.shape[-1]
-        # What a share is multiplied by is the output itself; it is told to all switches, and the route keeps the winner's.
-        grad_chosen = (grad * y).sum(dim=1, keepdim=True).to(chosen.dtype).expand_as(chosen) if wants_chosen else None
-        flat = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
-        padded = _padded(x, padding)
+        padding, size, layout = ctx.padding, weight.shape[-1], ctx.layout
+        rows_of_grad = grad.permute(0, 2, 3, 1).contiguous()
+        grad_chosen = None
+        if wants_chosen:
+            # What a share is multiplied by is the output itself; it is told to all switches, and the route keeps the winner's.
+            told = (rows_of_grad * y.permute(0, 2, 3, 1)).sum(dim=3)
+            grad_chosen = told[:, None].expand(-1, weight.shape[2], -1, -1)
+        flat = rows_of_grad.flatten(0, 2)
         pixels = padded.flatten(0, 2)
-        layout = _layout(chosen, padded.shape, size, ctx.stride)
         matrices = _matrices(weight)
         grad_pixels = torch.zeros_like(pixels) if wants_x else None
         grad_matrices = torch.zeros_like(matrices) if wants_weight else None
@@ -127,7 +131,7 @@ class _GroupedConv2d(torch.autograd.Function):
         if grad_bias is not None and grad_bias.dim() == 1:
             grad_bias = flat.sum(dim=0)
         if grad_pixels is not None:
-            height, width = x.shape[2:]
+            height, width = ctx.size
             inner = grad_pixels.view(padded.shape)[:, padding : padding + height, padding : padding + width]
             grad_pixels = inner.permute(0, 3, 1, 2)
         if grad_matrices is not None:

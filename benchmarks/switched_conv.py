@@ -1,0 +1,116 @@
+"""Hard switched convolution on the CPU: places grouped by kernel against the sum over all kernels, and one plain convolution.
+
+    python benchmarks/switched_conv.py [--breadths 8] [--rounds 7] [--batch 4] [--channels 64] [--size 64] [--kernel 3]
+
+Forward and backward (input, weight, bias, shares), kernels chosen at random for each place. The three take turns, so that other
+load on the machine hits all alike; results and gradients of the first two are compared first. Memory is what is held at most
+beyond what is there before, in one forward and backward: the peak of a process of its own, by Linux.
+Prints one JSON line for each breadth: medians in ms, the median of the paired ratios, and MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.connection
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlas.layers.switched.gate import route_top1
+from dlas.layers.switched.grouped import grouped_conv2d
+from dlas.layers.switched.product import summed_conv2d
+
+Step = Callable[[], tuple[Tensor, ...]]
+
+
+def steps(breadth: int, options: argparse.Namespace) -> dict[str, Step]:
+    """Forward and backward by each way; the output and the gradients."""
+    torch.manual_seed(0)
+    channels, kernel, size = options.channels, options.kernel, options.size
+    x = torch.randn(options.batch, channels, size, size, requires_grad=True)
+    weight = (torch.randn(channels, channels, breadth, kernel, kernel) / (channels**0.5 * kernel)).requires_grad_()
+    bias = torch.randn(channels, requires_grad=True)
+    logits = torch.randn(options.batch, breadth, size, size, requires_grad=True)
+    single = weight.detach()[:, :, 0].clone().requires_grad_()
+    direction = torch.randn(options.batch, channels, size, size)
+
+    def switched(product: Callable[..., Tensor]) -> Step:
+        def step() -> tuple[Tensor, ...]:
+            y = product(x, weight, route_top1(torch.softmax(logits, dim=1)), bias, 1, kernel // 2)
+            return y.detach(), *torch.autograd.grad(y, (x, weight, bias, logits), direction)
+
+        return step
+
+    def plain() -> tuple[Tensor, ...]:
+        y = F.conv2d(x, single, bias, padding=kernel // 2)
+        return y.detach(), *torch.autograd.grad(y, (x, single, bias), direction)
+
+    return {"grouped": switched(grouped_conv2d), "sum": switched(summed_conv2d), "plain": plain}
+
+
+def timed(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return (time.perf_counter() - start) * 1000
+
+
+def memory(name: str, breadth: int, options: argparse.Namespace) -> float:
+    """MiB at most in one step, in a process of its own."""
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_peak, args=(sender, name, breadth, options))
+    process.start()
+    peak = receiver.recv()
+    process.join()
+    return peak
+
+
+def _peak(sender: multiprocessing.connection.Connection, name: str, breadth: int, options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    small = argparse.Namespace(**{**vars(options), "batch": 1, "size": 2 * options.kernel})
+    steps(breadth, small)[name]()  # code and buffers of the libraries are there before
+    step = steps(breadth, options)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak_kib()
+    step()
+    sender.send((peak_kib() - before) / 1024)
+
+
+def peak_kib() -> int:
+    """Most memory that this process has held since the peak was cleared (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--breadths", type=int, nargs="+", default=[8])
+    for name, value in {"rounds": 7, "batch": 4, "channels": 64, "size": 64, "kernel": 3, "threads": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for breadth in options.breadths:
+        ways = steps(breadth, options)
+        for ours, expected in zip(ways["grouped"](), ways["sum"](), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+        ways["plain"]()
+        rounds = [{name: timed(step) for name, step in ways.items()} for _ in range(options.rounds)]
+        line: dict[str, float] = {"breadth": breadth}
+        line |= {f"{name}_ms": round(statistics.median(each[name] for each in rounds), 1) for name in ways}
+        for rival in ("sum", "plain"):
+            line[f"{rival}_over_grouped"] = round(statistics.median(each[rival] / each["grouped"] for each in rounds), 2)
+        line |= {f"{name}_MiB": round(memory(name, breadth, options), 1) for name in ways}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
