@@ -166,6 +166,18 @@ class Registry:
             raise ConfigurationError(f"{self.kind} '{name}' needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}")
         return self.get(name)(*given, **kwargs)
 
+    def named(self, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The name under `type` in an entry of YAML, and the other options, as `create` takes them.
+
+        Raises:
+            ConfigurationError: there is no `type`.
+        """
+        rest = dict(options)
+        name = rest.pop("type", None)
+        if name is None:
+            raise ConfigurationError(f"a {self.kind} needs a type, one of: {', '.join(self.entries())}; given: {rest}")
+        return name, rest
+
     def add_source(self, path: Path, source: str) -> None:
         """Reads the registrations of one more file. `source` says how to import it (module name or file path)."""
         for entry in _entries_of_file(path, source, self.kind, self.symbol):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dlas.layers.autoencoder import AutoencoderOptions, Decoder, Encoder
+from dlas.layers.autoencoder import AutoencoderOptions, LatentAutoencoder
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveFloat, PositiveInt
 
@@ -22,7 +22,7 @@ LOG_VARIANCE_LIMITS = (-30.0, 20.0)
 
 
 @ARCHS.register("autoencoder_kl")
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(LatentAutoencoder):
     """Pictures in [-1, 1] to smaller latents with a mean and a variance, and back; the defaults are KL-f8, Stable Diffusion's.
 
     Train it with `pix` and `feature` or `lpips` of the first output, `gaussian_kl` of the others with a weight of about 1e-6,
@@ -65,7 +65,6 @@ class AutoencoderKL(nn.Module):
         norm_groups: Literal["guided", "dlas"] = "guided",
         low_precision_norm: bool = False,
     ) -> None:
-        super().__init__()
         options = AutoencoderOptions(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -78,21 +77,9 @@ class AutoencoderKL(nn.Module):
             norm_groups=norm_groups,
             low_precision_norm=low_precision_norm,
         )
-        self.factor = options.factor
-        self.scale_factor = scale_factor
-        self.encoder = Encoder(options, 2 * z_channels)
-        self.decoder = Decoder(options)
+        super().__init__(options, 2 * z_channels, scale_factor)
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-
-    @property
-    def checkpointing(self) -> bool:
-        """Whether activations are computed again in the backward pass."""
-        return self.encoder.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self.encoder.checkpointing = self.decoder.checkpointing = value
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstructs pictures from latents, which are drawn in training, and are means otherwise.
@@ -127,15 +114,6 @@ class AutoencoderKL(nn.Module):
         """Scaled latents of pictures: drawn with noise of their shape, or modes."""
         mean, log_variance = self.encode(x)
         return self.scale_factor * (mean if noise is None else sample(mean, log_variance, noise))
-
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Pictures of scaled latents."""
-        return self.decode(latents / self.scale_factor)
-
-    @staticmethod
-    def rename_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes the prefix from the names of a latent diffusion checkpoint; names without it stay as they are."""
-        return {key.removeprefix("first_stage_model."): value for key, value in state_dict.items()}
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

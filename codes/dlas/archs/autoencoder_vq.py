@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dlas.layers.autoencoder import AutoencoderOptions, Decoder, Encoder
+from dlas.layers.autoencoder import AutoencoderOptions, LatentAutoencoder
 from dlas.layers.vector_quantizer import VectorQuantizer
 from dlas.registry import ARCHS
 from dlas.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @ARCHS.register("autoencoder_vq")
-class AutoencoderVQ(nn.Module):
+class AutoencoderVQ(LatentAutoencoder):
     """Pictures in [-1, 1] to smaller latents, each pixel a code, and back; the defaults are VQ-f4.
 
     Train it with `pix` and `feature` or `lpips` of the first output and `direct` of the second, and perhaps a discriminator:
@@ -69,7 +69,6 @@ class AutoencoderVQ(nn.Module):
         norm_groups: Literal["guided", "dlas"] = "guided",
         low_precision_norm: bool = False,
     ) -> None:
-        super().__init__()
         options = AutoencoderOptions(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -82,22 +81,10 @@ class AutoencoderVQ(nn.Module):
             norm_groups=norm_groups,
             low_precision_norm=low_precision_norm,
         )
-        self.factor = options.factor
-        self.scale_factor = scale_factor
-        self.encoder = Encoder(options, z_channels)
-        self.decoder = Decoder(options)
+        super().__init__(options, z_channels, scale_factor)
         self.quantize = VectorQuantizer(n_embed, embed_dim, commitment, codebook_decay)
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-
-    @property
-    def checkpointing(self) -> bool:
-        """Whether activations are computed again in the backward pass."""
-        return self.encoder.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self.encoder.checkpointing = self.decoder.checkpointing = value
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstructs pictures from codes.
@@ -132,15 +119,6 @@ class AutoencoderVQ(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """Scaled latents of pictures before quantisation."""
         return self.scale_factor * self.encode(x)
-
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Pictures of scaled latents."""
-        return self.decode(latents / self.scale_factor)
-
-    @staticmethod
-    def rename_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes the prefix from the names of a latent diffusion checkpoint; names without it stay as they are."""
-        return {key.removeprefix("first_stage_model."): value for key, value in state_dict.items()}
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dlas.layers.rrdb import RESIDUAL_SCALE, RRDB, activate
+from dlas.layers.rrdb import RESIDUAL_SCALE, RRDB, activate, present_name
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
 
@@ -204,7 +204,7 @@ class _ResidualInResidualNet(nn.Module):
         Returns:
             The same tensors under present names. Names of no known form stay as they are.
         """
-        return {_present_name(key): value for key, value in _undo_numbering(state_dict).items()}
+        return {present_name(key): value for key, value in _undo_numbering(state_dict).items()}
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -333,20 +333,6 @@ class RRDBNetBypass(_ResidualInResidualNet):
 def _check_choice(option: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")
-
-
-_SECOND_RELEASE = (
-    (re.compile(r"^RRDB_trunk\.(\d+)\.RDB(\d)\."), r"body.\1.rdb\2."),
-    (re.compile(r"^trunk_conv\."), "conv_body."),
-    (re.compile(r"^upconv(\d)\."), r"conv_up\1."),
-    (re.compile(r"^HRconv\."), "conv_hr."),
-)
-
-
-def _present_name(key: str) -> str:
-    for pattern, replacement in _SECOND_RELEASE:
-        key = pattern.sub(replacement, key)
-    return key
 
 
 def _undo_numbering(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ those that RRDBNet has now.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from dlas.layers.classifiers.files import load_exactly
 from dlas.layers.flow import ConditionalAffine, FlowStep, Split, Squeeze, standard_normal_log_density
 from dlas.layers.recompute import recompute
-from dlas.layers.rrdb import RRDB, activate
+from dlas.layers.rrdb import RRDB, activate, present_name
 from dlas.registry import ARCHS
 from dlas.types import PositiveFloat, PositiveInt
 
@@ -434,7 +433,11 @@ class SRFlow(nn.Module):
     @staticmethod
     def rename_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the encoder's layers in published checkpoints the names that RRDBNet has now."""
-        return {_present_name(key): value for key, value in state_dict.items()}
+        encoder = "RRDB."
+        return {
+            encoder + present_name(key.removeprefix(encoder)) if key.startswith(encoder) else key: value
+            for key, value in state_dict.items()
+        }
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -446,17 +449,3 @@ class SRFlow(nn.Module):
         }
         options = {"nf": 4, "nb": 2, "gc": 4, "K": 1, "scale": 4, "train_RRDB": True, "flow": flow}
         return options, (torch.rand(2, 3, 16, 24), torch.rand(2, 3, 4, 6))
-
-
-_PRESENT = (
-    (re.compile(r"^RRDB\.RRDB_trunk\.(\d+)\.RDB(\d)\."), r"RRDB.body.\1.rdb\2."),
-    (re.compile(r"^RRDB\.trunk_conv\."), "RRDB.conv_body."),
-    (re.compile(r"^RRDB\.upconv(\d)\."), r"RRDB.conv_up\1."),
-    (re.compile(r"^RRDB\.HRconv\."), "RRDB.conv_hr."),
-)
-
-
-def _present_name(key: str) -> str:
-    for pattern, replacement in _PRESENT:
-        key = pattern.sub(replacement, key)
-    return key

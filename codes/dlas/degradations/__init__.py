@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlas.degradations.base import Degradation
-from dlas.errors import ConfigurationError
 from dlas.registry import DEGRADATIONS
 
 __all__ = ["Degradation", "create_degradation"]
@@ -26,8 +25,5 @@ def create_degradation(options: Mapping[str, Any]) -> Degradation:
     Raises:
         ConfigurationError: `type` is missing or unknown, or an option is unknown, missing or wrong.
     """
-    if "type" not in options:
-        raise ConfigurationError(
-            f"a degradation needs a type, one of: {', '.join(DEGRADATIONS.entries())}; given: {dict(options)}"
-        )
-    return DEGRADATIONS.create(options["type"], {key: value for key, value in options.items() if key != "type"})
+    degradation: Degradation = DEGRADATIONS.create(*DEGRADATIONS.named(options))
+    return degradation

@@ -281,9 +281,6 @@ def create_process(options: Mapping[str, Any]) -> Process:
     Raises:
         ConfigurationError: `type` is missing or unknown, or an option is unknown, missing or wrong.
     """
-    settings = dict(options)
-    if "type" not in settings:
-        raise ConfigurationError(f"a process needs a type, one of: {', '.join(PROCESSES.entries())}; given: {settings}")
     with on_host():
-        process: Process = PROCESSES.create(settings.pop("type"), settings)
+        process: Process = PROCESSES.create(*PROCESSES.named(options))
     return process

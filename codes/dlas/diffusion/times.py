@@ -248,8 +248,5 @@ def create_times(options: Mapping[str, Any]) -> Times:
     Raises:
         ConfigurationError: `type` is missing or unknown, or an option is unknown, missing or wrong.
     """
-    settings = dict(options)
-    if "type" not in settings:
-        raise ConfigurationError(f"times need a type, one of: {', '.join(TIMES.entries())}; given: {settings}")
-    times: Times = TIMES.create(settings.pop("type"), settings)
+    times: Times = TIMES.create(*TIMES.named(options))
     return times

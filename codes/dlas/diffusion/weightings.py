@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dlas.diffusion.levels import Level, Prediction, error_factor
-from dlas.errors import ConfigurationError
 from dlas.registry import WEIGHTINGS
 from dlas.types import NonNegativeFloat, PositiveFloat
 
@@ -170,8 +169,5 @@ def create_weighting(options: Mapping[str, Any]) -> Weighting:
     Raises:
         ConfigurationError: `type` is missing or unknown, or an option is unknown, missing or wrong.
     """
-    settings = dict(options)
-    if "type" not in settings:
-        raise ConfigurationError(f"a weighting needs a type, one of: {', '.join(WEIGHTINGS.entries())}; given: {settings}")
-    weighting: Weighting = WEIGHTINGS.create(settings.pop("type"), settings)
+    weighting: Weighting = WEIGHTINGS.create(*WEIGHTINGS.named(options))
     return weighting

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -14,9 +13,9 @@ from dlas.config.schema import EmaConfig
 from dlas.data.images.files import write_whole
 from dlas.engine.ema import ModelEma
 from dlas.engine.ema_profiles import Profile, constant, from_step, power, warmed_up
+from dlas.engine.precision import DTYPES
 
 SNAPSHOTS = "ema_snapshots"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def profile_of(section: EmaConfig) -> Profile:
@@ -84,7 +83,7 @@ class Averages:
     def write_snapshot(self, folder: Path, step: int) -> None:
         """Writes <folder>/ema_snapshots/<step>/<network>.<width>.safetensors, each complete or not at all."""
         assert self.section is not None
-        dtype = _DTYPES[self.section.dtype]
+        dtype = DTYPES[self.section.dtype]
         for (name, width), ema in self.tracks.items():
             tensors = {
                 key: (value.to("cpu", dtype) if value.is_floating_point() else value.cpu()).contiguous()

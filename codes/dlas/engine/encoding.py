@@ -22,14 +22,13 @@ from dlas.engine.device import apply_numeric_settings, choose_device, memory_for
 from dlas.engine.encoders import fingerprint
 from dlas.engine.microbatch import to_device
 from dlas.engine.options import with_scale
-from dlas.engine.precision import Precision
+from dlas.engine.precision import DTYPES, Precision
 from dlas.errors import ConfigurationError, DataError
 from dlas.injectors.base import Injector
 from dlas.observe.lock import locked
 from dlas.registry import DATASETS, INJECTORS
 
 MODE = "latents"
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class _Drawn(NamedTuple):
@@ -239,7 +238,7 @@ class _Encoder:
         value = value.detach().cpu()
         if not value.is_floating_point():
             return value
-        kept = value.to(_DTYPES[self.section.dtype])
+        kept = value.to(DTYPES[self.section.dtype])
         if not torch.isfinite(kept).all():
             raise DataError(
                 f"'{name}' has numbers that are not finite, or too large for {self.section.dtype} (largest magnitude "

@@ -10,7 +10,8 @@ import torch
 
 from dlas.errors import ConfigurationError
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types by the names that they have in YAML."""
 
 
 class Precision:
@@ -33,9 +34,8 @@ class Precision:
             raise ConfigurationError("precision: bf16: this GPU has no bfloat16; write 'precision: fp16' or 'auto'")
         self.name = name
         self.device = device
-        dtype = _DTYPES.get(name)
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
-            nullcontext if dtype is None else lambda: torch.autocast(device.type, dtype)
+            nullcontext if name == "fp32" else lambda: torch.autocast(device.type, DTYPES[name])
         )
 
     def new_scaler(self) -> torch.amp.GradScaler | None:

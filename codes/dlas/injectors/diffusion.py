@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -122,11 +123,15 @@ class Lesson:
 
     def log_quantiles(self, context: Context, answer: Answer, prefix: str) -> None:
         """Logs the mean error at the noisiest quarter of times, and at the quarter below."""
-        half, most = quantiles(self.objective.process, (0.5, 0.75))
+        half, most = self._quantiles
         times, error = answer.drawn.times, answer.terms.error.detach()
         for name, chosen in (("upper", times > most), ("mid_upper", (times > half) & (times <= most))):
             count = chosen.sum()
             context.log(f"{prefix}{name}_quantile_mse_loss", (error * chosen).sum() / count.clamp(min=1), count)
+
+    @cached_property
+    def _quantiles(self) -> list[float]:
+        return quantiles(self.objective.process, (0.5, 0.75))
 
     def _uniform(self, context: Context, device: torch.device) -> Tensor:
         if not self.stratified:

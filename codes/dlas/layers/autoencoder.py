@@ -216,3 +216,42 @@ class Decoder(nn.Module):
 def _last(norm: nn.Module, conv: nn.Conv2d, h: Tensor) -> Tensor:
     with torch.autocast(h.device.type, enabled=False):  # latents and pictures are not to be rounded
         return conv(F.silu(norm(h.to(conv.weight.dtype))))
+
+
+class LatentAutoencoder(nn.Module):
+    """What the autoencoders of latent diffusion share: both halves, and the scale of what a diffusion is trained on.
+
+    Args:
+        options: of both halves.
+        moments: channels of what the encoder gives.
+        scale_factor: over the latents' standard deviation, so that a diffusion's data have unit size.
+    """
+
+    def __init__(self, options: AutoencoderOptions, moments: int, scale_factor: float) -> None:
+        super().__init__()
+        self.factor = options.factor
+        self.scale_factor = scale_factor
+        self.encoder = Encoder(options, moments)
+        self.decoder = Decoder(options)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.encoder.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.encoder.checkpointing = self.decoder.checkpointing = value
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures of latents that are not scaled."""
+        raise NotImplementedError
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Pictures of scaled latents."""
+        return self.decode(latents / self.scale_factor)
+
+    @staticmethod
+    def rename_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes the prefix from the names of a latent diffusion checkpoint; names without it stay as they are."""
+        return {key.removeprefix("first_stage_model."): value for key, value in state_dict.items()}

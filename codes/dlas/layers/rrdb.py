@@ -6,6 +6,8 @@ section 3.1 and figure 4.
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,3 +97,18 @@ class RRDBTrunk(nn.Module):
         for block in self.body:
             features = recompute(block, features, when=recomputing)
         return first + self.conv_body(features)
+
+
+_SECOND_RELEASE = (
+    (re.compile(r"^RRDB_trunk\.(\d+)\.RDB(\d)\."), r"body.\1.rdb\2."),
+    (re.compile(r"^trunk_conv\."), "conv_body."),
+    (re.compile(r"^upconv(\d)\."), r"conv_up\1."),
+    (re.compile(r"^HRconv\."), "conv_hr."),
+)
+
+
+def present_name(key: str) -> str:
+    """What a tensor of ESRGAN's second release, of which SRFlow's encoder has its names, is called here; others keep theirs."""
+    for pattern, replacement in _SECOND_RELEASE:
+        key = pattern.sub(replacement, key)
+    return key

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from dlas.errors import ConfigurationError
 from dlas.metrics.average import Average
 from dlas.registry import METRICS
 
@@ -153,10 +152,7 @@ def create_metric(options: Mapping[str, Any], device: torch.device | str = "cpu"
         ConfigurationError: `type` is missing or unknown. Wrong options of a per-sample metric are found when it is first used.
         CheckpointError: a metric needs weights that are nowhere.
     """
-    settings = dict(options)
-    name = settings.pop("type", None)
-    if name is None:
-        raise ConfigurationError(f"a metric needs a type, one of: {', '.join(METRICS.entries())}; given: {settings}")
+    name, settings = METRICS.named(options)
     if isinstance(METRICS.get(name), type):
         metric: Metric = METRICS.create(name, settings)
         if isinstance(metric, PreparedMetric):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dlas.diffusion.denoising import Denoiser
 from dlas.diffusion.processes import Grid, Process
-from dlas.errors import ConfigurationError
 from dlas.registry import SAMPLERS
 
 Noise: TypeAlias = Callable[[int], Tensor]
@@ -78,8 +77,5 @@ def create_sampler(options: Mapping[str, Any]) -> Sampler:
     Raises:
         ConfigurationError: `type` is missing or unknown, or an option is unknown, missing or wrong.
     """
-    settings = dict(options)
-    if "type" not in settings:
-        raise ConfigurationError(f"a sampler needs a type, one of: {', '.join(SAMPLERS.entries())}; given: {settings}")
-    sampler: Sampler = SAMPLERS.create(settings.pop("type"), settings)
+    sampler: Sampler = SAMPLERS.create(*SAMPLERS.named(options))
     return sampler
