@@ -12,7 +12,7 @@ A row is `sampler:steps`, with options after commas: `heun:10`, `dpm_solver:20,e
 figure by which samples there happen to be, and `bias` how much it is too large because they are not more.
 
 `sampler_alone` is the figure, computed exactly, for normal data with the true pictures' moments and the denoiser that is best
-for them: what the sampler and its steps do wrong if the network does nothing wrong.
+for them: what the sampler and its steps do wrong if the network does nothing wrong. `--alone` prints that alone, in no time.
 
 `--paired` compares each row with the first: `ratio` is of the figures less their biases, `ratio_deviation` its standard
 deviation, positions being drawn together. Then all rows get the noise of one Brownian motion a sample (see `OnePath`), by which
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--rows", nargs="*", default=ROWS)
     parser.add_argument("--paired", action="store_true", help="compare all rows with the first, by the same paths of noise")
+    parser.add_argument("--alone", action="store_true", help="draw no samples: what samplers do wrong by themselves")
     parser.add_argument("--sheet", type=Path, help="write the first 100 samples of the last row as a PNG")
     arguments = parser.parse_args()
     file = arguments.run / "config.resolved.yml"
@@ -265,23 +266,27 @@ def main() -> None:
         print(json.dumps({"row": row, **figures(*found), "pictures": len(made), **ratio, **more}), flush=True)
         return found
 
+    rows = {row: load(file, row_settings(row)) for row in arguments.rows}
+    scale = config.eval.injectors[config.eval.output_state].options["scale"]  # from what the network sees to [0, 1]
+    variances = yardstick.moments[1].diag() / scale**2
+    alone = {row: round(scale**2 * distance_alone(sampling_of(options), variances), 4) for row, options in rows.items()}
+    if arguments.alone:
+        print("\n".join(json.dumps({"row": row, "sampler_alone": distance}) for row, distance in alone.items()))
+        return
+
     noise = torch.randn(arguments.samples, *true.shape[1:], generator=torch.Generator().manual_seed(0))
     show("noise of the pictures' mean and deviation", (noise * true.std() + true.mean()).clamp(0, 1))
     show("the mean picture", true.mean(0).expand(arguments.samples, *true.shape[1:]))
     show("held-out pictures", held_out)
     network = trained(arguments.run, config)
-    rows = {row: load(file, row_settings(row)) for row in arguments.rows}
     ratios = {ratio for options in rows.values() for ratio in signal_to_noise(grid_of(sampling_of(options)))}
     all_steps = sorted(ratios) if arguments.paired else None
-    scale = config.eval.injectors[config.eval.output_state].options["scale"]  # from what the network sees to [0, 1]
-    variances = yardstick.moments[1].diag() / scale**2
     first = None
     for row, options in rows.items():
         start = time.perf_counter()
         made = samples(options, network, labels, arguments.samples, arguments.batch, all_steps)
         milliseconds = round(1e3 * (time.perf_counter() - start) / len(made), 2)
-        alone = round(scale**2 * distance_alone(sampling_of(options), variances), 4)
-        found = show(row, made, first, sampler_alone=alone, ms_a_sample=milliseconds)
+        found = show(row, made, first, sampler_alone=alone[row], ms_a_sample=milliseconds)
         first = first or (found if arguments.paired else None)
         if arguments.sheet is not None:
             sheet = grid(made[:100].repeat_interleave(4, 2).repeat_interleave(4, 3), columns=20, gap=4)
