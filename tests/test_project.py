@@ -159,6 +159,8 @@ def shrunk(path, tmp_path):
         encode_data_sets(load(path, settings))
     losses = [(s, name, loss) for s, step in config.steps.items() for name, loss in step.losses.items()]
     settings += [f"steps.{s}.losses.{name}.random_weights=true" for s, name, loss in losses if loss.type == "feature"]
+    for name, section in config.datasets.items():  # of MNIST's, which have to be downloaded, scikit-learn's take the place
+        settings += [f"datasets.{name}.dataroot=null"] if section.mode == "digits" else []
     return load(path, [*settings, "eval.metrics=[psnr_y]"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import struct
 import zlib
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from dlas.data.base import Dataset, Request, Sample, TensorSpec
 from dlas.data.images.files import unit_range
+from dlas.data.images.held_out import is_held_out
 from dlas.data.images.photographs import Photograph, locate
 from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
@@ -71,7 +71,7 @@ class Digits(Dataset):
         rgb_n1_to_1: bool = False,
     ) -> None:
         pixels, labels = _builtin() if dataroot is None else _mnist(Path(dataroot).expanduser())
-        held_out = np.fromiter((_is_held_out(each) for each in pixels), bool, len(pixels))
+        held_out = np.fromiter((is_held_out(each) for each in pixels), bool, len(pixels))
         (self.numbers,) = np.nonzero(held_out != (phase == "train"))
         self.pixels = _padded(pixels[self.numbers], target_size)
         self.labels = labels[self.numbers]
@@ -107,11 +107,6 @@ class Digits(Dataset):
 
     def source(self, index: int) -> str:
         return f"{self.origin}/{self.numbers[index]}"
-
-
-def _is_held_out(pixels: Pixels) -> bool:
-    """A tenth of all pictures, told by their pixels alone."""
-    return hashlib.sha256(pixels.tobytes()).digest()[0] < 26
 
 
 def _padded(pixels: Pixels, side: int | None) -> Pixels:
