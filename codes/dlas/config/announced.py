@@ -32,11 +32,7 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "lucidrains_dvae": "discrete autoencoder of TorToiSe",
         "nv_tacotron2": "Tacotron 2",
         "nv_waveglow": "WaveGlow",
-        "univnet": "UnivNet",
-        "unified_voice2": "autoregressive model of TorToiSe",
         "clvp": "CLVP",
-        "cvvp": "CVVP",
-        "diffusion_tts_flat": "diffusion decoder of TorToiSe",
     },
     "injector": {
         "mel_spectrogram": "speech",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dlas.errors import CheckpointError
 from dlas.interop.mismatch import likely_reason, listing, shapes, some
 
-CONTAINERS = ("params_ema", "params", "state_dict", "model")
+CONTAINERS = ("params_ema", "params", "state_dict", "model", "model_g")
 """Entries under which training programs keep the weights, the preferred first (averaged weights before plain ones)."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "net.")

@@ -1,0 +1,1 @@
+"""Networks of speech: TorToiSe's family, under the names of their published weights."""

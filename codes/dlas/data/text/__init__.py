@@ -1,0 +1,1 @@
+"""Texts: cleaning, and tokens."""

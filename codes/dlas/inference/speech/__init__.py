@@ -1,0 +1,1 @@
+"""Speaking: from a text and a voice to sound."""
