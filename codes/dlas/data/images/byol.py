@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,14 +30,15 @@ class TwoViews(Dataset):
 
     Args:
         phase: given on to the other data set; views are random in every phase.
-        dataset: the other data set, as it would stand under `datasets`. If it normalises its images (`normalize: imagenet`),
-            that is done to the views in the end, and its own images are left in [0, 1].
+        dataset: the other data set, as it would stand under `datasets`, at a `scale` of 1 if it is told none. If it normalises
+            its images (`normalize: imagenet`), that is done to the views in the end, and its own images stay in [0, 1].
         crop_size: height and width of a view. Cuts are enlarged or made smaller bilinearly: images should not be much larger.
         key1: entry of which the first view is made: RGB in [0, 1].
         key2: entry of which the second view is made.
         normalize: subtract the mean and divide by the deviation of ImageNet in the end.
         for_sr: cut and mirror alone; colours and sharpness stay.
         least_area: share of the image's area that a cut has at least.
+        flip: probability of mirroring; 0 for writing, of which the mirror image means something else.
 
     Raises:
         ConfigurationError: the other data set gives no such entries.
@@ -57,22 +59,21 @@ class TwoViews(Dataset):
         normalize: bool = False,
         for_sr: bool = False,
         least_area: Fraction = 0.08,
+        flip: Fraction = 0.5,
     ) -> None:
         plain = _plain(dataset)
         self.inner: Dataset = create_dataset(plain, phase=phase, name="dataset")
         self.on_bad_file = self.inner.on_bad_file
         self.crop_size = crop_size
         self.keys = (key1, key2)
-        self.normalize = normalize or plain != dataset
+        self.normalize = normalize or dataset.get("normalize") == "imagenet"
         rules = GEOMETRY_ALONE if for_sr else ViewRules()
-        self.rules = ViewRules(**{**vars(rules), "least_area": least_area})
+        self.rules = replace(rules, least_area=least_area, flip=flip)
 
     @classmethod
     def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
-        inner = dict(_plain(options["dataset"]))
-        mode = inner.pop("mode")
-        known = {p.name: p.default for p in DATASETS.find(mode).parameters}
-        sample: Sample | None = DATASETS.get(mode).sample_spec(phase, {**known, **inner})
+        inner, its_options = _told(_plain(options["dataset"]))
+        sample = inner.sample_spec(phase, its_options)
         if sample is None:
             return None
         view = TensorSpec((3, options["crop_size"], options["crop_size"]))
@@ -80,11 +81,8 @@ class TwoViews(Dataset):
 
     @classmethod
     def inventory(cls, phase: str, options: Mapping[str, Any]) -> Inventory | None:
-        inner = dict(options["dataset"])
-        mode = inner.pop("mode")
-        known = {p.name: p.default for p in DATASETS.find(mode).parameters}
-        found: Inventory | None = DATASETS.get(mode).inventory(phase, {**known, **inner})
-        return found
+        inner, its_options = _told(_plain(options["dataset"]))
+        return inner.inventory(phase, its_options)
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -117,5 +115,15 @@ class TwoViews(Dataset):
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the normalisation that is done to the views instead."""
-    return {key: value for key, value in options.items() if (key, value) != ("normalize", "imagenet")}
+    """With a scale, and without the normalisation that is done to the views instead."""
+    found = {key: value for key, value in options.items() if (key, value) != ("normalize", "imagenet")}
+    takes_scale = DATASETS.find(found["mode"]).parameter("scale") is not None
+    return {"scale": 1, **found} if takes_scale else found
+
+
+def _told(options: Mapping[str, Any]) -> tuple[type[Dataset], dict[str, Any]]:
+    """A data set that can be asked without being built, and its options with the defaults filled in."""
+    given = dict(options)
+    mode = given.pop("mode")
+    defaults = {parameter.name: parameter.default for parameter in DATASETS.find(mode).parameters}
+    return DATASETS.get(mode), {**defaults, **given}
