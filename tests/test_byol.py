@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dlas.archs import create_network
 from dlas.archs.pixel_local_byol import at_points, shared_points
+from dlas.compat.torchvision import prepare_torchvision
 from dlas.config import load
 from dlas.data.base import Request, create_dataset
 from dlas.engine.trainer import Trainer
@@ -235,8 +238,6 @@ def test_recomputing_takes_a_batch_into_running_statistics_once() -> None:
 
 
 def test_resnet50_has_torchvisions_entries_and_numbers() -> None:
-    from dlas.compat.torchvision import prepare_torchvision
-
     prepare_torchvision()
     models = pytest.importorskip("torchvision.models")
     own, theirs = create_network({"which_model": "resnet52", "custom_head_logits": 7}), models.resnet50(num_classes=7)
@@ -336,3 +337,58 @@ def test_the_recipes_train(path: str, small: list[str], tmp_path: Path) -> None:
         assert any(not value.equal(first[key]) for key, value in last.items() if key.startswith(part)), part
     found = rows(next(tmp_path.glob("train_*")), "train")
     assert all(0 < row["generator/byol_loss"] < 8 for row in found)
+
+
+# ---- recipes of the project -------------------------------------------------------------------------------------------------
+
+OWN = Path(__file__).resolve().parents[1] / "recipes/byol"
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Two classes of pictures, a folder each."""
+    for name in ("one", "two"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for number in range(3):
+            picture = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "classes" / name / f"{number}.png"), picture)
+    return tmp_path / "classes"
+
+
+def test_the_classifier_begins_with_what_the_first_recipe_trained(classes: Path, tmp_path: Path) -> None:
+    prepare_torchvision()
+    pytest.importorskip("torchvision.datasets")
+    shared = [f"path.experiments={tmp_path}", "precision=fp32", "train.niter=2", "train.lr_scheme.total_steps=2",
+              "datasets.train.batch_size=4", "datasets.train.n_workers=0", "logger.tensorboard=false"]  # fmt: skip
+    small = ["blocks=[1,1]", "width=4"]
+    Trainer(load(OWN / "full.yml", [
+        *shared, *(f"networks.byol.subnet.{each}" for each in small), f"datasets.train.dataset.paths={classes}",
+        "datasets.train.dataset.target_size=32", "datasets.train.crop_size=32", "networks.byol.image_size=32",
+        "networks.byol.projection_size=8", "networks.byol.projection_hidden_size=16",
+    ])).run()  # fmt: skip
+    trained = tmp_path / "byol_resnet50/checkpoints/2/byol.safetensors"
+    run = Trainer(load(OWN / "classifier.yml", [
+        *shared, *(f"networks.classifier.{each}" for each in small), f"path.pretrain.classifier={trained}",
+        "datasets.train.image_size=32", "datasets.val.image_size=32", "networks.classifier.custom_head_logits=2",
+        *(f"datasets.{phase}.kwargs.root={classes}" for phase in ("train", "val")), "train.val_freq=2",
+        "eval.values=[error]", "steps.classifier.injectors.error5.top=2",
+    ]))  # fmt: skip
+    assert run.networks["classifier"].conv1.weight.equal(load_file(trained)["online_encoder.net.conv1.weight"])
+    run.run()
+    assert 0 <= rows(tmp_path / "byol_classifier", "val")[-1]["error"] <= 1
+
+
+def test_the_probe_tells_both_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    Trainer(load(OWN / "small.yml", [
+        f"path.experiments={tmp_path}", "train.niter=1", "train.lr_scheme.total_steps=1", "networks.byol.subnet.width=4",
+        "logger.tensorboard=false",
+    ])).run()  # fmt: skip
+    spec = importlib.util.spec_from_file_location("probe", OWN / "probe.py")
+    assert spec is not None and spec.loader is not None
+    probe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(probe)
+    probe.main(tmp_path / "byol_small")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["untrained", "after 1 steps"]
+    assert all(line.count("%") == 2 for line in lines[-2:])

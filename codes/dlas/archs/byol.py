@@ -5,6 +5,7 @@ Grill et al. 2020, "Bootstrap Your Own Latent" (arXiv:2006.07733), section 3; na
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,8 @@ class BYOL(BootstrapNetwork):
         positional_dims: dimensions of that map: 1 or 2.
         aug_enable: make the views here, on the device, of pictures in [0, 1]: with one input two views of it, with two a view
             of each. Off: the inputs are the views, as `byol_dataset` gives them. (DL-Art-School made views of those views.)
+        least_area: of views made here: share of the picture's area that a cut has at least.
+        flip: of views made here: probability of mirroring.
         projection_size: length of the vectors that are compared.
         projection_hidden_size: width of projector and predictor.
         moving_average_decay: share of the target that an update leaves.
@@ -90,6 +93,8 @@ class BYOL(BootstrapNetwork):
         use_structural_mlp: bool = False,
         positional_dims: Literal[1, 2] = 2,
         aug_enable: bool = False,
+        least_area: Fraction = 0.08,
+        flip: Fraction = 0.5,
         projection_size: PositiveInt = 256,
         projection_hidden_size: PositiveInt = 4096,
         moving_average_decay: Fraction = 0.99,
@@ -107,6 +112,7 @@ class BYOL(BootstrapNetwork):
         predictor = mlp(projection_size, projection_size, projection_hidden_size)
         super().__init__(encoder, predictor, moving_average_decay)
         self.makes_views = aug_enable
+        self.rules = replace(ViewRules(), least_area=least_area, flip=flip)
         self.reports_spread = report_spread
 
     def forward(self, one: Tensor, two: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -127,7 +133,7 @@ class BYOL(BootstrapNetwork):
         views = [one, one if two is None else two]
         if self.makes_views:
             draws = draw(2, len(one), DRAWS, device=one.device, training=self.training)
-            views = [make_views(pictures, each, ViewRules())[0] for pictures, each in zip(views, draws, strict=True)]
+            views = [make_views(pictures, each, self.rules)[0] for pictures, each in zip(views, draws, strict=True)]
         loss, found = self.compare([(view,) for view in views])
         return (loss, found) if self.reports_spread else loss
 
