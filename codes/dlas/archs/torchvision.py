@@ -1,4 +1,7 @@
-"""torchvision's classifiers, by their names there."""
+"""torchvision's classifiers, by their names there.
+
+Marcel et al., "Torchvision the machine-vision package of torch", ACM Multimedia 2010; each model cites its own paper there.
+"""
 
 from __future__ import annotations
 
