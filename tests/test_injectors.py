@@ -133,6 +133,11 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"out": "o", "model_input_keys": {"low_res": "x"}, "respaced_timestep_spacing": 2, **GAUSSIAN},
         image_state(),
     ),
+    "feature_distance": ({"one": "x", "two": "y", "out": "o"}, image_state()),
+    "classification_error": (
+        {"logits": "x", "labels": "k", "out": "o"},
+        {"x": torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), "k": torch.tensor([1, 2])},
+    ),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
 }
 

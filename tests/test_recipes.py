@@ -105,7 +105,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", [p for p in FULL if p.parent.name not in GENERATIVE], ids=_named)
+@pytest.mark.parametrize("path", [p for p in FULL if p.parent.name not in (*GENERATIVE, "byol")], ids=_named)
 def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path):
     """Two steps with all that a recipe has, in small: its wiring and its data set are what it is about."""
     config = load(path)

@@ -16,6 +16,8 @@ What the program may ask of a network besides `forward`, all optional:
 
 * ``checkpointing: bool`` (attribute, False at first): when True, activations of a training forward
   are computed again in the backward pass.
+* ``after_update()`` (method): called once after each update of its weights, however many micro-batches that took, also where
+  the update was held back as a bad one: for what follows the weights, such as a moving average of them.
 * ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
   network's own; names it does not know pass through, and applying it twice is applying it once.
 * ``constants: str`` (class attribute, a regular expression): entries of its state dict that follow from its options alone, such

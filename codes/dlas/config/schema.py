@@ -117,6 +117,17 @@ class NetworkConfig(Component):
 
 
 @dataclass(kw_only=True)
+class SubnetConfig(Component):
+    """The network that another one is made of."""
+
+    REGISTRY: ClassVar[Registry] = ARCHS
+    NAME_KEYS: ClassVar[tuple[str, ...]] = ("which_model", "which_model_G", "which_model_D")
+    NESTED: ClassVar[tuple[str, ...]] = ("kwargs", "args")
+
+    which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
+
+
+@dataclass(kw_only=True)
 class InjectorConfig(Component):
     """One injector: reads state keys and writes new ones."""
 
@@ -527,6 +538,7 @@ NESTED: dict[str, type[Section]] = {
     "WeightingOptions": WeightingConfig,
     "SamplerOptions": SamplerConfig,
     "DatasetOptions": SourceConfig,
+    "NetworkOptions": SubnetConfig,
     "BetaScheduleOptions": BetaScheduleConfig,
     "DiffusionArgsOptions": DiffusionArgsConfig,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -88,6 +88,8 @@ class IterationRunner:
                 continue
             self._focus_on(step)
             parts = self._run_step(step, parts, completed, log_gradients)
+            if step.updates(completed):
+                self._tell_updated(step.trained)
         if self.averages is not None:
             self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
         if health is not None:
@@ -117,6 +119,13 @@ class IterationRunner:
             self.health.buffers.bring_back()
             parts = self.cutting.halve(parts, shortage, completed)
             release_memory(self.device)
+
+    def _tell_updated(self, names: Iterable[str]) -> None:
+        """Networks that keep something in step with their own weights bring it up to date."""
+        for name in names:
+            after_update = getattr(self.networks[name], "after_update", None)
+            if after_update is not None:
+                after_update()
 
     def _focus_on(self, step: TrainingStep) -> None:
         """Gradients are recorded only for the networks that the step trains; others are passed through."""

@@ -280,8 +280,16 @@ def _section_at(holders: list[str]) -> type[Section] | None:
             continue
         option = next((option for option in keys_of(cls) if option.name == key), None) if cls else None
         inside = sections_in(option.annotation) if option else []
-        cls, many = inside[0] if inside else (None, False)
+        cls, many = inside[0] if inside else (_section_in_options(cls, key), False)
     return None if many else cls
+
+
+def _section_in_options(cls: type[Section] | None, key: str) -> type[Section] | None:
+    """The section that an option of some component is, by the option's name."""
+    if cls is None or not issubclass(cls, Component):
+        return None
+    options = (option for entry in shipped(cls.REGISTRY).values() for option in options_of(entry) if option.name == key)
+    return next((NESTED[option.annotation] for option in options if option.annotation in NESTED), None)
 
 
 def _reachable(definitions: Mapping[str, Schema], start: set[str]) -> set[str]:

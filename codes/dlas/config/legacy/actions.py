@@ -311,6 +311,8 @@ def fullimage_training(found: Found) -> None:
 _MEASURED_OTHERWISE = {
     "sr_diffusion_fid": "what is sampled is measured by 'eval.metrics: [fid]', with the injector of 'diffusion_params' under "
     "'eval.injectors', its output as 'eval.output_state', and this data set under 'datasets'",
+    "single_point_pair_contrastive_eval": "distances between features of points are measured on data sets of the mode "
+    "'point_pairs', one of similar and one of dissimilar points, by the injector 'feature_distance' (docs/representations.md)",
 }
 """Evaluators that are left out, and what does the same here."""
 

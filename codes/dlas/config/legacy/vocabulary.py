@@ -176,6 +176,16 @@ DATASETS = [
     _supported("datasets.*.n_workers", "0 where it is not given"),
     _supported("datasets.*.pin_memory"),
     *(
+        _refused(
+            f"{path}.fetch_alt_image",
+            "samples have one image",
+            "for two views of each image take 'mode: byol_dataset'",
+            (False, None),
+            "samples have one image",
+        )
+        for path in ("datasets.*", "datasets.*.dataset")
+    ),
+    *(
         _translated(
             f"datasets.*.{name}", "dropped with `mode: fullimage`, which is for validation", actions.fullimage_training, 1
         )
