@@ -31,7 +31,7 @@ class InvertibleConv(nn.Module):
     def __init__(self, channels: int, lu: bool = False) -> None:
         super().__init__()
         self.lu = lu
-        matrix = torch.linalg.qr(torch.randn(channels, channels))[0]
+        matrix = torch.linalg.qr(torch.randn(channels, channels))[0].contiguous()
         if lu:
             factors = factorised(matrix)
             for name in ("lower", "upper", "log_scale"):
@@ -70,7 +70,7 @@ def factorised(matrix: Tensor) -> dict[str, Tensor]:
     permutation, lower, upper = torch.linalg.lu(matrix.detach().double())
     diagonal = upper.diagonal()
     made = (lower.tril(-1), upper.triu(1), diagonal.abs().log(), permutation, diagonal.sign())
-    return {name: value.to(matrix.dtype) for name, value in zip(FACTORS, made, strict=True)}
+    return {name: value.to(matrix.dtype).contiguous() for name, value in zip(FACTORS, made, strict=True)}
 
 
 def product(lower: Tensor, upper: Tensor, log_scale: Tensor, permutation: Tensor, sign: Tensor) -> Tensor:
