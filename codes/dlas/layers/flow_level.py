@@ -133,17 +133,15 @@ class Level:
     def encode(self, x: Tensor, condition: Condition, memory: Memory = "keep") -> tuple[Tensor, Tensor]:
         """(B, channels, H, W) -> the same shape, and what is added to ln p of each sample, (B,)."""
         if any(step.fitting for step in self.steps):
-            fitted = self._fit(x, condition, apart=memory != "keep")
-            if memory == "keep":
-                return fitted
+            self._fit(x, condition)
         if memory == "keep" or not torch.is_grad_enabled():
             return self._encode(x, condition)
         if memory == "invert":
             return Inverted.apply(self, x, condition.fine, condition.coarse, *self.learned())
-        log_density = x.new_zeros(len(x))
+        log_density = linear_log_density(self.steps, x.shape[2] * x.shape[3]).expand(len(x))
         for step in self.steps:
             each = Level([step])
-            x, more = checkpoint(each._encode, x, condition, use_reentrant=False, preserve_rng_state=False)
+            x, more = checkpoint(each._maps, x, condition, use_reentrant=False, preserve_rng_state=False)
             log_density = log_density + more
         return x, log_density
 
@@ -159,21 +157,22 @@ class Level:
 
     def _encode(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         log_density = linear_log_density(self.steps, x.shape[2] * x.shape[3]).expand(len(x))
+        x, more = self._maps(x, condition)
+        return x, log_density + more
+
+    def _maps(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        log_density = x.new_zeros(len(x))
         for step, seen in self._each_sees(condition, len(x)):
             x, more = step.encode(x, seen)
             log_density = log_density + more
         return x, log_density
 
-    def _fit(self, x: Tensor, condition: Condition, apart: bool) -> tuple[Tensor, Tensor]:
-        # Each normalisation has to see what it is to normalise, so nothing is done ahead or together. `apart`: without a way
-        # back from one step to the one before, so that no activations are kept.
-        whole, log_density = condition.whole(), x.new_zeros(len(x))
+    def _fit(self, x: Tensor, condition: Condition) -> None:
+        # Each normalisation has to see what it is to normalise, so nothing is done ahead or together. No way back is kept from
+        # one step to the one before: the pass that learns comes afterwards.
+        whole = condition.whole().detach()
         for step in self.steps:
-            x, more = step.encode(x, None if step.affine is None else step.affine.seeing(whole))
-            log_density = log_density + more
-            if apart:
-                x, log_density = x.detach(), log_density.detach()
-        return x, log_density + linear_log_density(self.steps, x.shape[2] * x.shape[3])
+            x, _ = step.encode(x.detach(), None if step.affine is None else step.affine.seeing(whole))
 
     def _each_sees(
         self, condition: Condition, samples: int, *, reverse: bool = False

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Value = TypeVar("Value")
 
@@ -27,6 +28,7 @@ class Kept(Generic[Value]):
         if (
             (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
             or any(weight.is_inference() for weight in weights)  # these do not count their versions
+            or any(isinstance(weight, FakeTensor) for weight in weights)  # these lie nowhere
             or torch.compiler.is_compiling()
         ):
             return make()
