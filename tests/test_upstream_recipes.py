@@ -31,7 +31,6 @@ ALL = sorted(RECIPES.rglob("*.yml"))
 NEEDS = {
     "train_div2k_byol": "byol",
     "train_byol_segformer": "pixel_local_byol",
-    "train_ffhq_glean": "glean",
     "train_tacotron2_lj": "nv_tacotron2",
     "test_tacotron2_lj": "nv_tacotron2",
 }

@@ -16,7 +16,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
     "network": {
         "rrdb_srflow": "RRDB trunk of SRFlow",
         "rrdb_latent_wrapper": "RRDB trunk as an extractor of features",
-        "glean": "super-resolution with a StyleGAN2 latent bank",
         "stylegan_vgg": "discriminator of StyleGAN",
         "stylegan2_lucidrains": "StyleGAN2",
         "stylegan2_discriminator": "StyleGAN2",
