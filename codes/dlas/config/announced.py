@@ -47,7 +47,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "nv_tacotron2_loss": "loss of Tacotron 2",
         "crossentropy": "classification",
         "cross_entropy": "classification",
-        "stylegan2_divergence": "StyleGAN2",
     },
     "dataset": {
         "byol_dataset": "two views of each image",
