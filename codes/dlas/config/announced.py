@@ -16,10 +16,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
     "network": {
         "rrdb_srflow": "RRDB trunk of SRFlow",
         "rrdb_latent_wrapper": "RRDB trunk as an extractor of features",
-        "stylegan_vgg": "discriminator of StyleGAN",
-        "stylegan2_lucidrains": "StyleGAN2",
-        "stylegan2_discriminator": "StyleGAN2",
-        "discriminator_vgg_448": "VGG-style discriminator for 448 pixels",
         "byol": "self-supervised learning",
         "structural_byol": "self-supervised learning",
         "pixel_local_byol": "self-supervised learning of features per pixel",
