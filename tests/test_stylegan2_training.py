@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dlas.archs import create_network
+from dlas.config import load
 from dlas.config.schema import EmaConfig
 from dlas.context import Context
 from dlas.engine.averages import Averages
+from dlas.engine.trainer import Trainer
 from dlas.errors import ConfigurationError
 from dlas.layers.augment import AUGMENTATIONS
 from dlas.layers.augment.color import color_maps
@@ -320,3 +323,53 @@ def test_a_half_life_is_in_samples_whatever_the_batch() -> None:
         for step in range(1, 16 // batch + 1):
             average.update(step)
         assert average.state_dict()["weight"].item() == pytest.approx(0.5, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- the recipes
+
+RECIPES = Path(__file__).parents[1] / "recipes/stylegan2"
+
+
+def test_a_penalty_within_an_update_needs_no_other_rates_than_one_that_is_an_update_of_its_own() -> None:
+    """The authors' way: k + 1 updates in k iterations, at rates raised by k / (k + 1). Way and memory are then the same."""
+    lr, beta, k = 2e-3, 0.99, 4
+
+    def run(updates: int, lr: float, beta: float) -> tuple[float, float]:
+        weight = nn.Parameter(torch.zeros(()))
+        adam = torch.optim.Adam([weight], lr=lr, betas=(0.0, beta))
+        for gradient in (1.0, 0.0):
+            for _ in range(updates):
+                weight.grad = torch.tensor(gradient)
+                adam.step()
+        moment = adam.state[weight]["exp_avg_sq"].item()
+        return weight.item(), moment
+
+    c = k / (k + 1)
+    ours, theirs = run(100 * k, lr, beta), run(100 * (k + 1), c * lr, beta**c)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours[0] == pytest.approx(-100 * k * lr, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["256", "small"])
+def test_penalties_that_come_in_some_iterations_weigh_as_if_they_came_in_all(name: str) -> None:
+    steps = load(RECIPES / f"{name}.yml").steps
+    r1, path = steps["discriminator"].losses["r1"], steps["generator"].losses["path"]
+    assert (r1.weight, r1.every) == (16, 16)
+    assert (path.weight, path.every) == (2 * 4, 4)
+    assert all(step.injectors["z"].options["mix_probability"] == 0.9 for step in steps.values())
+
+
+def test_the_full_recipe_trains_validates_and_saves_shrunk(tmp_path: Path) -> None:
+    for number, pixels in enumerate((pictures(3, 32) + 1) * 127.5):
+        Image.fromarray(pixels.byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    small = {"size": 16, "max_channels": 8}
+    networks = {"generator": small | {"style_dim": 8, "n_mlp": 2}, "discriminator.discriminator": small}
+    settings = [f"networks.{name}.{key}={value}" for name, options in networks.items() for key, value in options.items()]
+    settings += [f"datasets.{phase}.{key}" for phase in ("train", "val") for key in (f"paths={tmp_path}", "target_size=16")]
+    settings += ["datasets.train.batch_size=2", "datasets.train.n_workers=0", "train.niter=2", "train.val_freq=2"]
+    settings += [f"steps.{step}.injectors.z.latent_dim=8" for step in ("discriminator", "generator")]
+    settings += ["eval.injectors.z.latent_dim=8", "eval.metrics=[fd_pca]", "eval.metric_options={fd_pca: {size: 8}}"]
+    settings += ["eval.batch_size=1", "logger.tensorboard=false", f"path.experiments={tmp_path}"]
+    assert Trainer(load(RECIPES / "256.yml", settings)).run().step == 2
+    assert (tmp_path / "stylegan2_256/checkpoints/2/generator.ema.safetensors").exists()
+    assert (tmp_path / "stylegan2_256/val/val/2.grid.png").exists()
