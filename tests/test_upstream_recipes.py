@@ -29,7 +29,6 @@ ALL = sorted(RECIPES.rglob("*.yml"))
 
 # What stops a recipe: the network that belongs to later work. The others run.
 NEEDS = {
-    "train_ffhq_glean": "glean",
     "train_tacotron2_lj": "nv_tacotron2",
     "test_tacotron2_lj": "nv_tacotron2",
 }
@@ -122,14 +121,14 @@ def test_what_is_planned_is_an_error_where_no_network_is_missing(tmp_path):
     )
     path = tmp_path / "file.yml"
     path.write_text(
-        text.replace("type: translational", "type: stylegan2_divergence").replace(
+        text.replace("type: translational", "type: nv_tacotron2_loss").replace(
             "logger:\n", "logger:\n  is_mel_spectrogram: true\n"
         )
     )
     errors = [problem.message for problem in check(path) if problem.severity == "error"]
     assert len(errors) == 3
     assert any("no evaluator is called 'sr_fid' yet" in each for each in errors)
-    assert any("no loss is called 'stylegan2_divergence' yet" in each for each in errors)
+    assert any("no loss is called 'nv_tacotron2_loss' yet" in each for each in errors)
 
 
 def test_a_misspelt_name_beside_a_missing_network_is_an_error_of_its_own(tmp_path):

@@ -16,11 +16,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
     "network": {
         "rrdb_srflow": "RRDB trunk of SRFlow",
         "rrdb_latent_wrapper": "RRDB trunk as an extractor of features",
-        "glean": "super-resolution with a StyleGAN2 latent bank",
-        "stylegan_vgg": "discriminator of StyleGAN",
-        "stylegan2_lucidrains": "StyleGAN2",
-        "stylegan2_discriminator": "StyleGAN2",
-        "discriminator_vgg_448": "VGG-style discriminator for 448 pixels",
         "structural_byol": "self-supervised learning",
         "spinenet": "SpineNet",
         "spinenet_with_logits": "SpineNet",
@@ -37,7 +32,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
     },
     "loss": {
         "nv_tacotron2_loss": "loss of Tacotron 2",
-        "stylegan2_divergence": "StyleGAN2",
     },
     "dataset": {
         "nv_tacotron": "speech with its text",

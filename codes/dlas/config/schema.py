@@ -307,6 +307,9 @@ class EmaConfig(Section):
         "power-function average of this relative width in place of `rate`: spans the same share of the run at all times "
         "(0.05: a short one; 0.25: nearly all of it)",
     )
+    half_life: PositiveFloat | None = opt(
+        None, "in place of `rate`: training samples after which half of the old average is left (StyleGAN2: 10000)"
+    )
     start: NonNegativeInt = opt(0, "before this iteration the average is the weights themselves: for one of a run's end only")
     post_hoc: PostHocEmaConfig | None = opt(None, "snapshots, of which `dlas ema` makes an average of any width after training")
 

@@ -18,11 +18,12 @@ from dlas.engine.precision import DTYPES
 SNAPSHOTS = "ema_snapshots"
 
 
-def profile_of(section: EmaConfig) -> Profile:
-    """How the average that is evaluated weighs the run."""
+def profile_of(section: EmaConfig, batch_size: int) -> Profile:
+    """How the average that is evaluated weighs the run, of steps of `batch_size` samples."""
     if section.width is not None:
         return from_step(power(section.width), section.start)
-    return from_step((warmed_up if section.warmup else constant)(section.rate), section.start)
+    rate = section.rate if section.half_life is None else 0.5 ** (batch_size / section.half_life)
+    return from_step((warmed_up if section.warmup else constant)(rate), section.start)
 
 
 class Averages:
@@ -31,19 +32,20 @@ class Averages:
     Args:
         section: `train.ema`.
         networks: the trained networks by name.
+        batch_size: samples of a step.
 
     Attributes:
         main: by network, what is evaluated.
         tracks: by network and width, with `train.ema.post_hoc`.
     """
 
-    def __init__(self, section: EmaConfig, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, section: EmaConfig, networks: Mapping[str, nn.Module], batch_size: int = 1) -> None:
         self.section = section.post_hoc if section.enabled else None
         self.main: dict[str, ModelEma] = {}
         self.tracks: dict[tuple[str, float], ModelEma] = {}
         if not section.enabled:
             return
-        self.main = {name: ModelEma(network, rate=profile_of(section)) for name, network in networks.items()}
+        self.main = {name: ModelEma(network, rate=profile_of(section, batch_size)) for name, network in networks.items()}
         for width in self.section.widths if self.section is not None else []:
             for name, network in networks.items():
                 self.tracks[name, width] = ModelEma(network, rate=power(width))

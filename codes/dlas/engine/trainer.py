@@ -111,7 +111,8 @@ class Trainer:
         for name in self.networks.keys() - set(trained):
             self.networks[name].requires_grad_(False)
         with explained("the averages of the weights", "They take as much as the networks: write 'train.ema.enabled: false'"):
-            self.averages = Averages(self.settings.ema, {name: self.networks[name] for name in trained})
+            averaged = {name: self.networks[name] for name in trained}
+            self.averages = Averages(self.settings.ema, averaged, self.batch_size)
         self.cutting = Cutting.of(self.settings)
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device)

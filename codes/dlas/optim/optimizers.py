@@ -225,7 +225,7 @@ def _betas(beta1: float, beta2: float, betas: list[float] | None) -> tuple[float
         return beta1, beta2
     if len(betas) != 2:
         raise ConfigurationError(f"betas must be [beta1, beta2], given: {betas}")
-    return betas[0], betas[1]
+    return float(betas[0]), float(betas[1])  # a whole number would be refused beside another
 
 
 def _construct(cls: Any, groups: list[dict[str, Any]], fused: bool | None, options: Mapping[str, Any]) -> Optimizer:
