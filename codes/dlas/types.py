@@ -18,6 +18,7 @@ annotation                meaning in YAML
 ``WeightingOptions``      a weighting of its errors: `{type: min_snr}`
 ``SamplerOptions``        a way to draw samples: `{type: heun}`
 ``DatasetOptions``        a data set and its options: `{mode: digits}`
+``FlowOptions``           the shape of a normalising flow; ``FlowSplitOptions`` .. are parts of it
 ``BetaScheduleOptions``   a diffusion's noise as DL-Art-School's files tell it
 ``DiffusionArgsOptions``  its training, likewise
 ========================  ======================================================================================
@@ -40,6 +41,10 @@ TimesOptions: TypeAlias = dict[str, Any]
 WeightingOptions: TypeAlias = dict[str, Any]
 SamplerOptions: TypeAlias = dict[str, Any]
 DatasetOptions: TypeAlias = dict[str, Any]
+FlowOptions: TypeAlias = dict[str, Any]
+FlowSplitOptions: TypeAlias = dict[str, Any]
+FlowBlocksOptions: TypeAlias = dict[str, Any]
+FlowAffineOptions: TypeAlias = dict[str, Any]
 BetaScheduleOptions: TypeAlias = dict[str, Any]
 DiffusionArgsOptions: TypeAlias = dict[str, Any]
 

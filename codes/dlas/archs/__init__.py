@@ -16,6 +16,8 @@ What the program may ask of a network besides `forward`, all optional:
 
 * ``checkpointing: bool`` (attribute, False at first): when True, activations of a training forward
   are computed again in the backward pass.
+* ``frozen_at_first: Mapping[str, float]`` (attribute): beginnings of names of parameters, and for which share of the run these
+  are not trained.
 * ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
   network's own; names it does not know pass through, and applying it twice is applying it once.
 * ``constants: str`` (class attribute, a regular expression): entries of its state dict that follow from its options alone, such
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 NAME_KEYS = ("which_model", "which_model_G", "which_model_D")
 """Options of which one names the architecture."""
 
-TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "after", "device"})
+TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "freeze", "after", "device"})
 """Options of an entry of `networks` that are for the trainer, not for the architecture."""
 
 NESTING_KEYS = ("kwargs", "args")

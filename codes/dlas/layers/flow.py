@@ -46,9 +46,14 @@ class ActNorm(nn.Module):
         # back where a pass is made that is to leave no trace.
         self.register_buffer("stage", torch.zeros(1), persistent=False)
 
+    @property
+    def awaits_batch(self) -> bool:
+        """Whether the first batch is still to come; does not wait for the device."""
+        return len(self.stage) == 1
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> the same shape."""
-        if len(self.stage) == 1 and self.training and torch.is_grad_enabled():
+        if self.awaits_batch and self.training and torch.is_grad_enabled():
             self._fit(x)
         return (x + self.bias) * self.logs.exp()
 
@@ -72,7 +77,7 @@ class ActNorm(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self.stage = self.stage.new_zeros(1)
+        self.stage = self.stage.new_zeros(1 if self.bias.is_meta or not self.bias.any() else 2)
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:

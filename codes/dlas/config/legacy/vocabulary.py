@@ -193,6 +193,9 @@ NETWORKS = [
     _translated(
         "networks.*.scale", "an option of architectures that have it; dropped at other discriminators", actions.network_scale, 2
     ),
+    _dropped("networks.*.flow.noInitialInj", _UNREAD),
+    _dropped("networks.*.flow.patch_size", "pictures of any size go through a flow", 160),
+    _dropped("networks.*.flow.fea_up-1", "which of the encoder's features a level is told follows from its size"),
 ]
 
 PATH = [
