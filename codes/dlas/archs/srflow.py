@@ -153,7 +153,8 @@ class ConditionEncoder(nn.Module):
 
     def forward(self, low_res: Tensor, levels: int) -> list[Tensor]:
         """Conditions of each level: (B, in_nc, h, w) -> (B, nf (taps + 1), H / 2^l, W / 2^l) for l = 1 .. levels."""
-        features, tapped = self._trunk(low_res)
+        features, blocks = self._trunk(low_res)
+        tapped = torch.cat(blocks, dim=1)
         sizes = [features]
         for power in range(1, self.doublings):
             sizes.append(self._grown(sizes[-1], power))  # activated: the authors' activation works in place
@@ -170,14 +171,14 @@ class ConditionEncoder(nn.Module):
             features = self._grown(features, power)
         return self.conv_last(activate(self.conv_hr(features)))
 
-    def _trunk(self, low_res: Tensor) -> tuple[Tensor, Tensor]:
+    def _trunk(self, low_res: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.conv_first(low_res)
         tapped = []
         for number, block in enumerate(self.body):
             features = recompute(block, features, when=self.checkpointing and self.training)
             if number in self.taps:
                 tapped.append(features)
-        return features + self.conv_body(features), torch.cat(tapped, dim=1)
+        return features + self.conv_body(features), tapped
 
     def _grown(self, features: Tensor, number: int) -> Tensor:
         return activate(self._enlargement(number)(F.interpolate(features, scale_factor=2.0, mode="nearest")))
@@ -425,10 +426,15 @@ class SRFlow(nn.Module):
 
     def draw(self, low_res: Tensor, heat: float) -> Latents:
         """Normally distributed latents of standard deviation `heat` for pictures (B, in_nc, h, w)."""
-        height, width = (side * self.scale for side in low_res.shape[-2:])
-        sizes = self.flowUpsamplerNet.latent_sizes(self.out_nc, height, width)
         dtype = torch.promote_types(low_res.dtype, torch.float32)
-        return tuple(heat * torch.randn(len(low_res), *size, device=low_res.device, dtype=dtype) for size in sizes)
+        return tuple(
+            heat * torch.randn(len(low_res), *size, device=low_res.device, dtype=dtype) for size in self.latent_sizes(low_res)
+        )
+
+    def latent_sizes(self, low_res: Tensor) -> list[tuple[int, int, int]]:
+        """Channels, height and width of each latent of a picture that belongs to (B, in_nc, h, w)."""
+        height, width = (side * self.scale for side in low_res.shape[-2:])
+        return self.flowUpsamplerNet.latent_sizes(self.out_nc, height, width)
 
     def _conditions(self, low_res: Tensor) -> list[Tensor]:
         height, width = low_res.shape[-2:]

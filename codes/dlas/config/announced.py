@@ -14,8 +14,6 @@ from dlas.config.typespec import Cursor
 
 ANNOUNCED: dict[str, dict[str, str]] = {
     "network": {
-        "rrdb_srflow": "RRDB trunk of SRFlow",
-        "rrdb_latent_wrapper": "RRDB trunk as an extractor of features",
         "glean": "super-resolution with a StyleGAN2 latent bank",
         "stylegan_vgg": "discriminator of StyleGAN",
         "stylegan2_lucidrains": "StyleGAN2",
@@ -62,8 +60,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "torch_dataset": "data sets of torchvision",
     },
     "evaluator": {
-        "flow_gaussian_nll": "likelihood of SRFlow's latents",
-        "flownet_gaussian": "likelihood of SRFlow's latents, under its older name",
         "mel": "loss of Tacotron 2 on a validation set",
         "single_point_pair_contrastive_eval": "distances between features of points",
         "style_transfer": "Fréchet distance",
