@@ -151,7 +151,7 @@ class ConditionEncoder(nn.Module):
         for unused in (self._enlargement(doublings), self.conv_hr, self.conv_last):
             unused.requires_grad_(False)
 
-    def forward(self, low_res: Tensor, levels: int) -> list[Tensor]:
+    def conditions(self, low_res: Tensor, levels: int) -> list[Tensor]:
         """Conditions of each level: (B, in_nc, h, w) -> (B, nf (taps + 1), H / 2^l, W / 2^l) for l = 1 .. levels."""
         features, blocks = self._trunk(low_res)
         tapped = torch.cat(blocks, dim=1)
@@ -443,7 +443,7 @@ class SRFlow(nn.Module):
                 f"a low-resolution picture of {height}x{width} pixels does not fit: height and width must be multiples of "
                 f"{self.multiple}; crop or pad it"
             )
-        return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in self.RRDB(low_res, self.levels)]
+        return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in self.RRDB.conditions(low_res, self.levels)]
 
     @staticmethod
     def rename_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -213,8 +213,7 @@ class DiversityInjector(Injector):
             raise ConfigurationError("measure: local_gain compares with the true picture: name it as 'target'")
         self.input = in_
         self.out = out
-        self.measure = measure
-        self.target = target
+        self.target = target if measure == "local_gain" else None
 
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         samples = state[self.input]
@@ -222,7 +221,7 @@ class DiversityInjector(Injector):
             given = " x ".join(map(str, samples.shape))
             raise TrainingError(f"diversity: '{self.input}' must hold 2 samples or more of each input, 5-D; it is {given}")
         samples = _in_steps(samples)
-        if self.measure == "deviation":
+        if self.target is None:
             return {self.out: samples.std(1).mean((1, 2, 3))}
         error = (samples - _in_steps(state[self.target])[:, None]).square().mean(2)  # of each sample and pixel
         best = error.mean((2, 3)).amin(1)
