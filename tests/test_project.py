@@ -157,6 +157,8 @@ def shrunk(path, tmp_path):
     if config.encode is not None:
         settings.append(f"datasets.train.folder={tmp_path}/encoded")
         encode_data_sets(load(path, settings))
+    before = [(name, key) for name, network in config.networks.items() for key in network.options if key.startswith("pretrain")]
+    settings += [f"networks.{name}.{key}=null" for name, key in before]
     losses = [(s, name, loss) for s, step in config.steps.items() for name, loss in step.losses.items()]
     settings += [f"steps.{s}.losses.{name}.random_weights=true" for s, name, loss in losses if loss.type == "feature"]
     return load(path, [*settings, "eval.metrics=[psnr_y]"])
