@@ -98,11 +98,16 @@ def test_a_run_that_stops_while_something_is_frozen_goes_on_as_if_it_had_not(tmp
     assert_same_tensors(tmp_path / "stopped/checkpoints/4", tmp_path / "through/checkpoints/4")
 
 
-def test_an_expression_of_no_parameter_is_refused(tmp_path):
-    with pytest.raises(
-        ConfigurationError, match=r"generator\.freeze\.x: no parameter's name matches 'encoder'; they are called"
-    ):
-        trainer(tmp_path, toys.PSNR, "networks.generator.freeze={x: {match: encoder, before: 2}}")
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("encoder", "no parameter's name matches 'encoder'; they are called"),
+        ("'['", r"'\[' is no regular expression: untermin"),
+    ],
+)
+def test_an_expression_of_no_parameter_is_refused(expression, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=rf"generator\.freeze\.x: {message}"):
+        trainer(tmp_path, toys.PSNR, f"networks.generator.freeze={{x: {{match: {expression}, before: 2}}}}")
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,13 @@ def _run_injectors(step: TrainingStep, batch: MicroBatch, context: Context) -> N
     seed_micro_batch(context, step.name, step.precision.device)
     state = State(batch.state)
     # Layers know training by their mode and by gradients being on; without a parameter that has one nothing is recorded.
-    with _constant(step.parameters), torch.enable_grad(), step.precision.autocast():
-        for injector in step.injectors:
-            state.update(injector(state, context))
-    restore_injector_state(step, remembered)
-    torch.clear_autocast_cache()
+    try:
+        with _constant(step.parameters), torch.enable_grad(), step.precision.autocast():
+            for injector in step.injectors:
+                state.update(injector(state, context))
+    finally:
+        restore_injector_state(step, remembered)
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -25,17 +25,20 @@ def freezes(config: Config, networks: Mapping[str, nn.Module]) -> list[Freeze]:
     """What `networks.<name>.freeze` says, and what networks say themselves by `frozen_at_first`.
 
     Raises:
-        ConfigurationError: an expression is that of no parameter.
+        ConfigurationError: an expression is none, or that of no parameter.
     """
     found = []
     for name, network in networks.items():
-        # What a checkpoint is loaded into may be renamed; these are the names in `dlas explain` and in param_groups.
         parameters = dict(network.named_parameters())
         for key, section in config.networks[name].freeze.items():
-            matched = [each for path, each in parameters.items() if re.search(section.match, path)]
+            place = f"{section.mark}: networks.{name}.freeze.{key}"
+            try:
+                matched = [each for path, each in parameters.items() if re.search(section.match, path)]
+            except re.error as error:
+                raise ConfigurationError(f"{place}: '{section.match}' is no regular expression: {error}") from error
             if not matched:
                 raise ConfigurationError(
-                    f"{section.mark}: networks.{name}.freeze.{key}: no parameter's name matches '{section.match}'; they are "
+                    f"{place}: no parameter's name matches '{section.match}'; they are "
                     f"called {', '.join(list(parameters)[:3])}, ..."
                 )
             found.append(Freeze(Gate(section.after, section.before), matched))
