@@ -102,7 +102,8 @@ class Published:
     def conditions(self, low_res: Tensor) -> list[Tensor]:
         """Of each level, the encoder's own picture being computed on the way."""
         encoder = self.network.RRDB
-        features, tapped = encoder._trunk(low_res)
+        features, blocks = encoder._trunk(low_res)
+        tapped = torch.cat(blocks, dim=1)
         grown = features
         sizes = [F.interpolate(features, scale_factor=0.5, mode="bilinear", recompute_scale_factor=False), features]
         for number in range(1, encoder.doublings + 1):

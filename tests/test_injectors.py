@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dlas.context import Context
 from dlas.engine.ema import ModelEma
@@ -52,8 +53,33 @@ class NoisePredictor(nn.Module):
         return x * torch.tanh(times).reshape(-1, 1, 1, 1)
 
 
+class Widened(nn.Module):
+    """A flow of one step: pictures are twice their latents, plus the condition."""
+
+    quant = 255.0
+    multiple = 1
+
+    def encode(
+        self, picture: Tensor, low_res: Tensor, noise: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        x = picture if noise is None else picture + (noise - 0.5) / self.quant
+        z = (x - F.interpolate(low_res, scale_factor=2)) / 2
+        log_density = -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1) - math.log(2) * z[0].numel()
+        if noise is not None:
+            log_density = log_density - math.log(self.quant) * picture.shape[-2] * picture.shape[-1]
+        return (z,), -log_density / (math.log(2) * picture.shape[-2] * picture.shape[-1]), log_density
+
+    forward = encode
+
+    def decode(self, latents: list[Tensor], low_res: Tensor) -> Tensor:
+        return 2 * latents[0] + F.interpolate(low_res, scale_factor=2)
+
+    def latent_sizes(self, low_res: Tensor) -> list[tuple[int, ...]]:
+        return [(low_res.shape[1], 2 * low_res.shape[2], 2 * low_res.shape[3])]
+
+
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
-    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor()}
+    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor(), "flow": Widened()}
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
@@ -75,6 +101,9 @@ GAUSSIAN = {
     "beta_schedule": {"schedule_name": "linear", "num_diffusion_timesteps": 50},
     "diffusion_args": {"model_mean_type": "epsilon", "model_var_type": "fixed_small", "loss_type": "mse"},
 }
+
+FLOW_STATE = {"large": images().clamp(0, 1), "small": images(height=8, width=8).clamp(0, 1)}
+SERIES = {"series": torch.stack([images(), images() + 0.1, images() - 0.2], dim=1), "x": images()}
 
 # One row for each injector: its options and the state that it reads.
 TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -138,6 +167,10 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"logits": "x", "labels": "k", "out": "o"},
         {"x": torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), "k": torch.tensor([1, 2])},
     ),
+    "flow_nll": ({"generator": "flow", "hq": "large", "lq": "small", "out": "o", "unit": "dimension"}, FLOW_STATE),
+    "flow_gaussian_nll": ({"generator": "flow", "hq": "large", "lq": "small", "out": "o"}, FLOW_STATE),
+    "flow_sample": ({"generator": "flow", "lq": "small", "out": "o", "heat": [0, 0.9]}, FLOW_STATE),
+    "diversity": ({"in": "series", "out": "o", "measure": "local_gain", "target": "x"}, SERIES),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
 }
 

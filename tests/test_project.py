@@ -101,7 +101,7 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     config = configure(tmp_path, toys.PSNR, "train.niter=2", "logger.visuals=[gen]", "logger.visual_debug_rate=1",
                        "checkpointing_enabled=true", "checkpoints.keep_best={metric: psnr}",
                        "train.health={spike: skip}", "train.ema.post_hoc={every: 1}",
-                       "steps.generator.balance.at=gen")  # fmt: skip
+                       "networks.generator.freeze={all: {match: '', before: 0}}", "steps.generator.balance.at=gen")  # fmt: skip
     resolved = to_plain(config)
     monkeypatch.setattr(run_folder, "to_plain", lambda _: resolved)
     encoding = configure(tmp_path, ahead(tmp_path), "name=encoding")
@@ -157,6 +157,8 @@ def shrunk(path, tmp_path):
     if config.encode is not None:
         settings.append(f"datasets.train.folder={tmp_path}/encoded")
         encode_data_sets(load(path, settings))
+    before = [(name, key) for name, network in config.networks.items() for key in network.options if key.startswith("pretrain")]
+    settings += [f"networks.{name}.{key}=null" for name, key in before]
     losses = [(s, name, loss) for s, step in config.steps.items() for name, loss in step.losses.items()]
     settings += [f"steps.{s}.losses.{name}.random_weights=true" for s, name, loss in losses if loss.type == "feature"]
     for name, section in config.datasets.items():  # of MNIST's, which have to be downloaded, scikit-learn's take the place

@@ -122,6 +122,7 @@ def test_full_recipes_train_validate_and_save_shrunk(path, photographs, tmp_path
         small = {"RRDBNet": {"nf": 8, "nb": 1, "gc": 4}, "SwinIR": {"embed_dim": 6, "depths": "[1]", "num_heads": "[1]"}}
         unet = {"model_channels": 8, "num_res_blocks": 1, "channel_mult": "[1, 2]"}
         small |= {"guided_superres": {**unet, "norm_groups": "dlas"}, "unet_diffusion": {**unet, "image_size": 32}}
+        small |= {"rrdb_srflow": {"nf": 4, "nb": 1, "gc": 4}, "srflow": {"nf": 4, "gc": 4, "K": 1, "pretrain_rrdb": "null"}}
         small |= {"discriminator_vgg_128_gn": {"nf": 8}, "UNetDiscriminatorSN": {"num_feat": 8}}
         settings += [f"networks.{name}.{key}={value}" for key, value in small[network.which_model].items()]
     if "sample" in config.eval.injectors:

@@ -19,6 +19,7 @@ annotation                meaning in YAML
 ``SamplerOptions``        a way to draw samples: `{type: heun}`
 ``DatasetOptions``        a data set and its options: `{mode: digits}`
 ``NetworkOptions``        a network and its options: `{which_model: resnet50}`
+``FlowOptions``           the shape of a normalising flow; ``FlowSplitOptions`` .. are parts of it
 ``BetaScheduleOptions``   a diffusion's noise as DL-Art-School's files tell it
 ``DiffusionArgsOptions``  its training, likewise
 ========================  ======================================================================================
@@ -42,6 +43,10 @@ WeightingOptions: TypeAlias = dict[str, Any]
 SamplerOptions: TypeAlias = dict[str, Any]
 DatasetOptions: TypeAlias = dict[str, Any]
 NetworkOptions: TypeAlias = dict[str, Any]
+FlowOptions: TypeAlias = dict[str, Any]
+FlowSplitOptions: TypeAlias = dict[str, Any]
+FlowBlocksOptions: TypeAlias = dict[str, Any]
+FlowAffineOptions: TypeAlias = dict[str, Any]
 BetaScheduleOptions: TypeAlias = dict[str, Any]
 DiffusionArgsOptions: TypeAlias = dict[str, Any]
 

@@ -18,6 +18,8 @@ What the program may ask of a network besides `forward`, all optional:
   are computed again in the backward pass.
 * ``after_update()`` (method): called once after each update of its weights, however many micro-batches that took, also where
   the update was held back as a bad one: for what follows the weights, such as a moving average of them.
+* ``frozen_at_first: Mapping[str, float]`` (attribute): beginnings of names of parameters, and for which share of the run these
+  are not trained.
 * ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
   network's own; names it does not know pass through, and applying it twice is applying it once.
 * ``constants: str`` (class attribute, a regular expression): entries of its state dict that follow from its options alone, such
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 NAME_KEYS = ("which_model", "which_model_G", "which_model_D")
 """Options of which one names the architecture."""
 
-TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "after", "device"})
+TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "freeze", "after", "device"})
 """Options of an entry of `networks` that are for the trainer, not for the architecture."""
 
 NESTING_KEYS = ("kwargs", "args")

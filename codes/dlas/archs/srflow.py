@@ -23,7 +23,7 @@ from dlas.layers.flow_level import Condition, Level, Memory
 from dlas.layers.recompute import recompute
 from dlas.layers.rrdb import RRDB, activate, present_name
 from dlas.registry import ARCHS
-from dlas.types import PositiveFloat, PositiveInt
+from dlas.types import FlowOptions, Fraction, PositiveFloat, PositiveInt
 
 Latents = tuple[Tensor, ...]
 """What the splits took away, finest level first, and the coarsest level: standard normal, each with as many samples."""
@@ -71,6 +71,8 @@ class FlowShape:
         """
         given: dict[str, Any] = {}
         for key, value in _flattened(options):
+            if value is None:
+                continue
             if key in _FIELD_OF_KEY:
                 given[_FIELD_OF_KEY[key]] = value
             elif key in _ONE_VALUE or key == "K":
@@ -151,13 +153,13 @@ class ConditionEncoder(nn.Module):
         for unused in (self._enlargement(doublings), self.conv_hr, self.conv_last):
             unused.requires_grad_(False)
 
-    def forward(self, low_res: Tensor, levels: int) -> list[Tensor]:
-        """Conditions of each level: (B, in_nc, h, w) -> (B, nf (taps + 1), H / 2^l, W / 2^l) for l = 1 .. levels."""
-        return [condition.whole() for condition in self.conditions(low_res, levels)]
-
     def conditions(self, low_res: Tensor, levels: int) -> list[Condition]:
-        """The same, with what is only enlarged in them kept small."""
-        features, tapped = self._trunk(low_res)
+        """Conditions of each level: (B, in_nc, h, w) -> (B, nf (taps + 1), H / 2^l, W / 2^l) for l = 1 .. levels.
+
+        What is only enlarged in them is kept small.
+        """
+        features, blocks = self._trunk(low_res)
+        tapped = torch.cat(blocks, dim=1)
         sizes = [features]
         for power in range(1, self.doublings):
             sizes.append(self._grown(sizes[-1], power))  # activated: the authors' activation works in place
@@ -175,14 +177,14 @@ class ConditionEncoder(nn.Module):
             features = self._grown(features, power)
         return self.conv_last(activate(self.conv_hr(features)))
 
-    def _trunk(self, low_res: Tensor) -> tuple[Tensor, Tensor]:
+    def _trunk(self, low_res: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.conv_first(low_res)
         tapped = []
         for number, block in enumerate(self.body):
             features = recompute(block, features, when=self.checkpointing and self.training)
             if number in self.taps:
                 tapped.append(features)
-        return features + self.conv_body(features), torch.cat(tapped, dim=1)
+        return features + self.conv_body(features), tapped
 
     def _grown(self, features: Tensor, number: int) -> Tensor:
         return activate(self._enlargement(number)(F.interpolate(features, scale_factor=2.0, mode="nearest")))
@@ -280,9 +282,9 @@ class SRFlow(nn.Module):
     Train it with the loss `direct` of `nll`: `{type: generator, generator: flow, in: [hq, lq], out: [latents, nll]}`. Pictures
     are drawn by `{type: generator, generator: flow, method: sample, in: lq, args: {heat: 0.9}, out: gen, grad: false}`.
 
-    The paper trains the flow over a frozen encoder that was trained before, and both from half of the iterations on: two runs,
-    the second with `train_RRDB: true`. It adds uniform noise of one step of the pictures' values. What the authors published
-    was trained without this noise (`dequantise: false`) and with the encoder from the beginning (`train_RRDB: true`).
+    The paper trains the flow over a frozen encoder that was trained before, and both from half of the iterations on; it adds
+    uniform noise of one step of the pictures' values. What the authors published was trained without this noise
+    (`dequantise: false`) and with the encoder from the beginning (`train_RRDB: true`).
 
     Args:
         in_nc: channels of low-resolution pictures.
@@ -297,7 +299,9 @@ class SRFlow(nn.Module):
         flow: the flow's shape: `L`, `additionalFlowNoAffine`, `split: {enable, consume_ratio, correct_splits}`, `stackRRDB:
             {blocks}`, `CondAffineSeparatedAndCond: {hidden_channels, eps}`; without it, that of SRFlow_DF2K_4X. The networks
             for 8X have `stackRRDB: {blocks: [1, 3, 5, 7]}`.
-        train_RRDB: train the encoder too.
+        train_RRDB: train the encoder, too, from the beginning; false: never, or after `train_RRDB_delay` if that is given;
+            without it after `train_RRDB_delay`.
+        train_RRDB_delay: share of the run's iterations for which the encoder is frozen; 0.5, as in the paper, without it.
         pretrain_rrdb: file of the encoder's weights, an RRDBNet trained with `long_skip: trunk`.
         dequantise: in training, add uniform noise as wide as the step between two values of a pixel, so that densities of whole
             numbers are finite.
@@ -324,8 +328,9 @@ class SRFlow(nn.Module):
         scale: Literal[2, 4, 8] = 4,
         initial_stride: PositiveInt = 1,
         flow_scale: PositiveInt | None = None,
-        flow: dict[str, Any] | None = None,
-        train_RRDB: bool = False,  # noqa: N803
+        flow: FlowOptions | None = None,
+        train_RRDB: bool | None = None,  # noqa: N803
+        train_RRDB_delay: Fraction | None = None,  # noqa: N803
         pretrain_rrdb: str | None = None,
         dequantise: bool = True,
         quant: PositiveFloat = 255.0,
@@ -354,8 +359,12 @@ class SRFlow(nn.Module):
         self.flowUpsamplerNet = ConditionalFlow(out_nc, nf * (len(set(shape.blocks)) + 1), K, self.levels, shape, rebuild)
         if pretrain_rrdb is not None:
             load_exactly(self.RRDB, Path(pretrain_rrdb), "SRFlow's encoder")
-        if not train_RRDB:
+        if train_RRDB and train_RRDB_delay is not None:
+            raise ValueError("train_RRDB: true trains the encoder from the beginning: leave train_RRDB_delay out")
+        if train_RRDB is False and train_RRDB_delay is None:
             self.RRDB.requires_grad_(False)
+        delay = 0.5 if train_RRDB_delay is None else train_RRDB_delay
+        self.frozen_at_first = {} if train_RRDB else {"RRDB.": delay}
 
     @property
     def checkpointing(self) -> bool:
@@ -431,10 +440,15 @@ class SRFlow(nn.Module):
 
     def draw(self, low_res: Tensor, heat: float) -> Latents:
         """Normally distributed latents of standard deviation `heat` for pictures (B, in_nc, h, w)."""
-        height, width = (side * self.scale for side in low_res.shape[-2:])
-        sizes = self.flowUpsamplerNet.latent_sizes(self.out_nc, height, width)
         dtype = torch.promote_types(low_res.dtype, torch.float32)
-        return tuple(heat * torch.randn(len(low_res), *size, device=low_res.device, dtype=dtype) for size in sizes)
+        return tuple(
+            heat * torch.randn(len(low_res), *size, device=low_res.device, dtype=dtype) for size in self.latent_sizes(low_res)
+        )
+
+    def latent_sizes(self, low_res: Tensor) -> list[tuple[int, int, int]]:
+        """Channels, height and width of each latent of a picture that belongs to (B, in_nc, h, w)."""
+        height, width = (side * self.scale for side in low_res.shape[-2:])
+        return self.flowUpsamplerNet.latent_sizes(self.out_nc, height, width)
 
     def _conditions(self, low_res: Tensor) -> list[Condition]:
         height, width = low_res.shape[-2:]

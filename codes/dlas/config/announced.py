@@ -14,8 +14,6 @@ from dlas.config.typespec import Cursor
 
 ANNOUNCED: dict[str, dict[str, str]] = {
     "network": {
-        "rrdb_srflow": "RRDB trunk of SRFlow",
-        "rrdb_latent_wrapper": "RRDB trunk as an extractor of features",
         "structural_byol": "self-supervised learning",
         "spinenet": "SpineNet",
         "spinenet_with_logits": "SpineNet",
@@ -43,8 +41,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "multiscale": "pyramids of patches",
     },
     "evaluator": {
-        "flow_gaussian_nll": "likelihood of SRFlow's latents",
-        "flownet_gaussian": "likelihood of SRFlow's latents, under its older name",
         "mel": "loss of Tacotron 2 on a validation set",
         "style_transfer": "Fréchet distance",
         "sr_style_transfer": "Fréchet distance",

@@ -24,7 +24,16 @@ from dlas.registry import (
     WEIGHTINGS,
     Registry,
 )
-from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from dlas.types import (
+    FlowAffineOptions,
+    FlowBlocksOptions,
+    FlowSplitOptions,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 MetricName: TypeAlias = str
 """Name of a registered metric."""
@@ -104,6 +113,15 @@ class SourceConfig(Component):
 
 
 @dataclass(kw_only=True)
+class FreezeConfig(Section):
+    """Parameters of a network that are not trained for part of the run; their optimiser passes them over."""
+
+    match: str = req("regular expression that is found in the names of these parameters: `^RRDB\\.`")
+    after: NonNegativeInt = opt(0, "frozen from this iteration on")
+    before: NonNegativeInt | None = opt(None, "frozen before this iteration; without it, to the end")
+
+
+@dataclass(kw_only=True)
 class NetworkConfig(Component):
     """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
 
@@ -114,6 +132,7 @@ class NetworkConfig(Component):
     which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
     type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
     trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
+    freeze: dict[str, FreezeConfig] = opt({}, "parts of it that are not trained for part of the run, by any names")
 
 
 @dataclass(kw_only=True)
@@ -228,6 +247,49 @@ class DiffusionArgsConfig(Section):
     conditioning_free: bool = opt(False, "when sampling, lean away from what the network sees without its condition")
     conditioning_free_k: float = opt(1.0, "how far: (1 + k) with - k without")
     ramp_conditioning_free: bool = opt(True, "k grows from 0 at the noisiest timestep")
+
+
+@dataclass(kw_only=True)
+class FlowSplitConfig(Section):
+    """How channels are taken away between the levels of a flow."""
+
+    enable: bool = opt(True, "whether they are")
+    type: Literal["Split2d"] = opt("Split2d", "with mean and deviation that follow from what stays")
+    consume_ratio: Fraction = opt(0.5, "share of the channels that is taken away")
+    logs_eps: Literal[0] = opt(0, "added to logarithms of deviations")
+    correct_splits: bool = opt(False, "also before the last level, which the published networks leave out")
+
+
+@dataclass(kw_only=True)
+class FlowBlocksConfig(Section):
+    """Which blocks of the encoder are part of a flow's condition."""
+
+    blocks: list[NonNegativeInt] = opt([1, 8, 15, 22], "RRDBs, counted from 0, whose results are")
+    concat: Literal[True] = opt(True, "beside each other")
+
+
+@dataclass(kw_only=True)
+class FlowAffineConfig(Section):
+    """The affine maps of a flow."""
+
+    hidden_channels: PositiveInt = opt(64, "width of the small networks within them")
+    eps: PositiveFloat = opt(1e-4, "least scale")
+
+
+@dataclass(kw_only=True)
+class FlowConfig(Section):
+    """The shape of SRFlow's flow, in the words of its authors' files; where one value is allowed, that one is built."""
+
+    K: PositiveInt | None = opt(None, "the network's option of this name, which may be repeated here")
+    L: PositiveInt | None = opt(None, "times that the picture's sides are halved; log2 of the enlargement, and one, by default")
+    additionalFlowNoAffine: NonNegativeInt = opt(2, "steps without affine maps at the beginning of each level")  # noqa: N815
+    coupling: Literal["CondAffineSeparatedAndCond"] = opt("CondAffineSeparatedAndCond", "affine maps of the steps")
+    flow_permutation: Literal["invconv"] = opt("invconv", "how channels are mixed in a step: by a 1x1 convolution")
+    fea_up0: Literal[True] = opt(True, "the encoder's features at half of their size are the condition of a level")
+    gaussian_loss_weight: Literal[1] = opt(1, "of what the splits take away, in the likelihood")
+    split: FlowSplitOptions | None = opt(None, "how channels are taken away between levels")
+    stackRRDB: FlowBlocksOptions | None = opt(None, "which blocks of the encoder are part of every condition")  # noqa: N815
+    CondAffineSeparatedAndCond: FlowAffineOptions | None = opt(None, "the affine maps")
 
 
 @dataclass(kw_only=True)
@@ -528,7 +590,8 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
+        DatasetConfig, FreezeConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig,
+        StepConfig,
         PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig,
         KeepBestConfig, CheckpointsConfig, PathConfig, Config,
     )
@@ -542,6 +605,10 @@ NESTED: dict[str, type[Section]] = {
     "SamplerOptions": SamplerConfig,
     "DatasetOptions": SourceConfig,
     "NetworkOptions": SubnetConfig,
+    "FlowOptions": FlowConfig,
+    "FlowSplitOptions": FlowSplitConfig,
+    "FlowBlocksOptions": FlowBlocksConfig,
+    "FlowAffineOptions": FlowAffineConfig,
     "BetaScheduleOptions": BetaScheduleConfig,
     "DiffusionArgsOptions": DiffusionArgsConfig,
 }

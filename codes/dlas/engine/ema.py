@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +90,12 @@ class ModelEma:
         if averaged:
             torch._foreach_lerp_(averaged, live, 1 - rate)
         _assign(copied, copied_live)
+
+    def restart(self, tensors: Iterable[Tensor]) -> None:
+        """Forgets what these of the network's parameters and buffers were before: their averages become what they are now."""
+        averages = self._by_tensor()
+        known = [tensor for tensor in tensors if id(tensor) in averages]
+        _assign([averages[id(tensor)] for tensor in known], known)
 
     @contextlib.contextmanager
     def swap_into(self, network: nn.Module) -> Iterator[None]:

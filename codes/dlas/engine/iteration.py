@@ -12,6 +12,8 @@ from torch import nn
 from dlas.context import Context
 from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
+from dlas.engine.first_batch import FirstBatch
+from dlas.engine.freezing import Freeze
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, to_device
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
@@ -38,6 +40,7 @@ class IterationRunner:
         layout: memory format of images.
         health: watches the steps' updates.
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
+        freezes: parameters that are not trained for part of the run.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class IterationRunner:
         layout: torch.memory_format,
         health: HealthMonitor | None = None,
         on_error: StepErrorHandler | None = None,
+        freezes: Sequence[Freeze] = (),
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -62,7 +66,9 @@ class IterationRunner:
         self.layout = layout
         self.health = health
         self.on_error = on_error
-        self._focus: frozenset[str] | None = None
+        self.freezes = freezes
+        self.first_batch = FirstBatch(networks)
+        self._focus: tuple[frozenset[str], list[Freeze]] | None = None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
         """One iteration.
@@ -80,18 +86,20 @@ class IterationRunner:
         with explained(f"moving a batch of {len(positions)} samples to {self.device}", TRANSFER_FIX):
             batch = to_device(batch, self.device, self.layout)
         parts = self.cutting.cut(batch, positions)
+        waiting = self.first_batch.waiting(self.networks)
         health = self.health
         if health is not None:
             health.begin()
         for step in self.steps:
             if not step.runs(completed) or (health is not None and health.holds(step, completed)):
                 continue
-            self._focus_on(step)
+            self._focus_on(step, completed)
             parts = self._run_step(step, parts, completed, log_gradients)
             if step.updates(completed):
                 self._tell_updated(step.trained)
         if self.averages is not None:
             self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
+            self.first_batch.restart(self.averages, waiting)
         if health is not None:
             health.finish(completed)
         return parts
@@ -106,6 +114,7 @@ class IterationRunner:
             before = [MicroBatch(dict(part.state), part.share, part.positions) for part in parts]
             try:
                 with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():
+                    self.first_batch.show(step, parts, contexts)
                     step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:
@@ -127,13 +136,16 @@ class IterationRunner:
             if after_update is not None:
                 after_update()
 
-    def _focus_on(self, step: TrainingStep) -> None:
-        """Gradients are recorded only for the networks that the step trains; others are passed through."""
-        focus = frozenset(step.trained)
+    def _focus_on(self, step: TrainingStep, completed: int) -> None:
+        """Gradients are recorded only for what the step trains in this iteration; the rest is passed through."""
+        focus = frozenset(step.trained), [each for each in self.freezes if each.gate(completed)]
         if focus == self._focus:
             return
         for each in self.steps:
             trains = each is step
             for parameter in each.parameters:
                 parameter.requires_grad_(trains)
+        for freeze in focus[1]:
+            for parameter in freeze.parameters:
+                parameter.requires_grad_(False)
         self._focus = focus

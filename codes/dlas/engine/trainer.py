@@ -30,6 +30,7 @@ from dlas.engine.device import apply_numeric_settings, choose_device, memory_for
 from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
 from dlas.engine.fitting import load_weights
+from dlas.engine.freezing import freezes
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
@@ -127,6 +128,7 @@ class Trainer:
             layout=self.layout,
             health=self.health,
             on_error=self.crashes.report_error,
+            freezes=freezes(config, self.networks),
         )
         self.progress = Progress()
         self.best = BestFigures(config)

@@ -205,7 +205,8 @@ def _networks_of(run: Path) -> dict[str, dict[str, Any]]:
 
 def network_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that build the network, without what is for the trainer."""
-    trainers = {"type", "trainable", "after", "before", "device"} | {key for key in options if key not in _known(options)}
+    trainers = {"type", "trainable", "freeze", "after", "before", "device"}
+    trainers |= {key for key in options if key not in _known(options)}
     return {key: value for key, value in options.items() if key == "which_model" or key not in trainers}
 
 

@@ -66,9 +66,14 @@ class ActNorm(nn.Module):
         self.register_buffer("stage", torch.zeros(1), persistent=False)
 
     @property
+    def awaits_batch(self) -> bool:
+        """Whether the first batch is still to come; does not wait for the device."""
+        return len(self.stage) == 1
+
+    @property
     def fitting(self) -> bool:
         """Whether `forward` would first fit bias and scale to what it is given."""
-        return len(self.stage) == 1 and self.training and torch.is_grad_enabled()
+        return self.awaits_batch and self.training and torch.is_grad_enabled()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> the same shape."""
@@ -88,7 +93,7 @@ class ActNorm(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self.stage = self.stage.new_zeros(1)
+        self.stage = self.stage.new_zeros(1 if self.bias.is_meta or not self.bias.any() else 2)
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:

@@ -308,35 +308,6 @@ def fullimage_training(found: Found) -> None:
         drop("tiles are cut and turned to train on, and 'fullimage' is for validation")(found)
 
 
-_MEASURED_OTHERWISE = {
-    "sr_diffusion_fid": "what is sampled is measured by 'eval.metrics: [fid]', with the injector of 'diffusion_params' under "
-    "'eval.injectors', its output as 'eval.output_state', and this data set under 'datasets'",
-    "single_point_pair_contrastive_eval": "distances between features of points are measured on data sets of the mode "
-    "'point_pairs', one of similar and one of dissimilar points, by the injector 'feature_distance' (docs/representations.md)",
-}
-"""Evaluators that are left out, and what does the same here."""
-
-
-def evaluators(found: Found) -> None:
-    """Evaluators are left out where something else does the same, or announced; others are not known at all."""
-    entries, *_ = found.holder.take(found.key)
-    if entries is None or entries == {}:
-        found.notice("has no effect: there are none")
-        return
-    if not isinstance(entries, MarkedDict):
-        found.place.note(f"expected a mapping, found {shown(entries)}")
-        return
-    for name in entries:
-        place = found.place.value(entries, name)
-        kind = entries[name].get("type") if isinstance(entries[name], dict) else None
-        if not isinstance(kind, str):
-            place.note("an evaluator needs a type", "add 'type:'")
-        elif kind in _MEASURED_OTHERWISE:
-            place.note(f"has no effect: {_MEASURED_OTHERWISE[kind]}", severity="notice")
-        elif not note_not_built("evaluator", kind, place):
-            place.note(f"no evaluator is called '{kind}'", "pictures are measured by 'eval.metrics'")
-
-
 def announced_option(found: Found) -> None:
     """An option that will come."""
     if found.value is True:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dlas.config.legacy import actions
 from dlas.config.legacy.actions import Action
+from dlas.config.legacy.evaluators import evaluators
 
 Fate = Literal["supported", "translated", "dropped", "refused", "planned"]
 
@@ -203,6 +204,9 @@ NETWORKS = [
     _translated(
         "networks.*.scale", "an option of architectures that have it; dropped at other discriminators", actions.network_scale, 2
     ),
+    _dropped("networks.*.flow.noInitialInj", _UNREAD),
+    _dropped("networks.*.flow.patch_size", "pictures of any size go through a flow", 160),
+    _dropped("networks.*.flow.fea_up-1", "which of the encoder's features a level is told follows from its size"),
 ]
 
 PATH = [
@@ -362,8 +366,9 @@ EVAL = [
     Key(
         "eval.evaluators",
         "translated",
-        "left out, with a notice of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
-        actions.evaluators,
+        "`flow_gaussian_nll`, `flownet_gaussian`: a data set to validate on and one of `eval.values`; left out, with a notice "
+        "of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
+        evaluators,
         {"x": {"type": "sr_diffusion_fid"}},
     ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),
