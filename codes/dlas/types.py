@@ -17,6 +17,7 @@ annotation                meaning in YAML
 ``TimesOptions``          a distribution of its times: `{type: logit_normal}`
 ``WeightingOptions``      a weighting of its errors: `{type: min_snr}`
 ``SamplerOptions``        a way to draw samples: `{type: heun}`
+``QuantizerOptions``      what replaces vectors by codes, and its options: `{type: fsq, levels: [8, 8, 8]}`
 ``DatasetOptions``        a data set and its options: `{mode: digits}`
 ``BetaScheduleOptions``   a diffusion's noise as DL-Art-School's files tell it
 ``DiffusionArgsOptions``  its training, likewise
@@ -39,6 +40,7 @@ ProcessOptions: TypeAlias = dict[str, Any]
 TimesOptions: TypeAlias = dict[str, Any]
 WeightingOptions: TypeAlias = dict[str, Any]
 SamplerOptions: TypeAlias = dict[str, Any]
+QuantizerOptions: TypeAlias = dict[str, Any]
 DatasetOptions: TypeAlias = dict[str, Any]
 BetaScheduleOptions: TypeAlias = dict[str, Any]
 DiffusionArgsOptions: TypeAlias = dict[str, Any]

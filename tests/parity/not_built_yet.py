@@ -15,8 +15,6 @@ NOT_BUILT_YET = {
     "tortoise/manifest_cvvp*": "speech: CVVP",
     "tortoise/golden_diffusion_decoder*": "speech: diffusion decoder",
     "tortoise/manifest_diffusion_decoder*": "speech: diffusion decoder",
-    "tortoise/golden_dvae*": "speech: discrete VAE",
-    "tortoise/manifest_dvae*": "speech: discrete VAE",
     "tortoise/golden_mel_frontends*": "speech: mel front ends",
     "tortoise/golden_pipeline*": "speech: pipeline",
     "tortoise/golden_rlg*": "speech: random latent generator",

@@ -29,7 +29,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "spinenet_with_logits": "SpineNet",
         "resnet50": "ResNet-50",
         "resnet52": "ResNet-50 under its older name",
-        "lucidrains_dvae": "discrete autoencoder of TorToiSe",
         "nv_tacotron2": "Tacotron 2",
         "nv_waveglow": "WaveGlow",
         "univnet": "UnivNet",

@@ -18,6 +18,7 @@ from dlas.registry import (
     INJECTORS,
     LOSSES,
     PROCESSES,
+    QUANTIZERS,
     SAMPLERS,
     SCHEDULES,
     TIMES,
@@ -196,6 +197,15 @@ class SamplerConfig(Component):
     REGISTRY: ClassVar[Registry] = SAMPLERS
 
     type: str = req("registered sampler")
+
+
+@dataclass(kw_only=True)
+class QuantizerConfig(Component):
+    """What replaces vectors by codes."""
+
+    REGISTRY: ClassVar[Registry] = QUANTIZERS
+
+    type: str = req("registered quantizer")
 
 
 @dataclass(kw_only=True)
@@ -526,6 +536,7 @@ NESTED: dict[str, type[Section]] = {
     "TimesOptions": TimesConfig,
     "WeightingOptions": WeightingConfig,
     "SamplerOptions": SamplerConfig,
+    "QuantizerOptions": QuantizerConfig,
     "DatasetOptions": SourceConfig,
     "BetaScheduleOptions": BetaScheduleConfig,
     "DiffusionArgsOptions": DiffusionArgsConfig,
