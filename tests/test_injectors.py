@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dlas.archs import create_network
+from dlas.archs.token_transformer import TokenTransformer
 from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.errors import ConfigurationError, TrainingError
@@ -52,8 +54,14 @@ class NoisePredictor(nn.Module):
         return x * torch.tanh(times).reshape(-1, 1, 1, 1)
 
 
+class NearestMean(nn.Module):
+    def scores(self, condition: Tensor, candidates: Tensor) -> Tensor:
+        return -(candidates.flatten(2).mean(2) - condition.flatten(1).mean(1, keepdim=True)).abs()
+
+
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
-    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor()}
+    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor(), "clip": NearestMean()}
+    networks["prior"] = create_network({"which_model": "token_transformer", **TokenTransformer.tiny()[0]})
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
@@ -121,6 +129,12 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         image_state(),
     ),
     "tokenize": ({"in": "caption", "out": "o", "length": 4}, {"caption": ["a cat", "a dog", "", "a cat"]}),
+    "drop_condition": ({"in": "x", "out": "o", "rate": 0.5}, image_state()),
+    "token_sample": (
+        {"generator": "prior", "in": "words", "out": "o", "candidates": 2, "guidance": 1.5},
+        {"words": torch.tensor([[6, 2, 0], [3, 1, 4], [1, 2, 3], [0, 0, 0]])},
+    ),
+    "rerank": ({"generator": "clip", "condition": "x", "in": "y", "out": "o", "out_score": "s"}, image_state()),
     "diffusion_sample": (
         {"like": "x", "out": "o", "out_strip": "s", "generator": "denoiser", "process": {"type": "flow"}, "steps": 2},
         image_state(),

@@ -39,9 +39,7 @@ class FiniteScalarQuantizer(Quantizer):
         if min(levels, default=0) < 2:
             raise ValueError(f"fsq: each of 'levels' must be 2 or more, got {levels}")
         if math.prod(levels) != codes:
-            raise ValueError(
-                f"fsq: levels {levels} make {math.prod(levels)} codes, but the network has {codes}"
-            )
+            raise ValueError(f"fsq: levels {levels} make {math.prod(levels)} codes, but the network has {codes}")
         self.codes = codes
         self.project_in = nn.Linear(channels, len(levels))
         self.project_out = nn.Linear(len(levels), channels)
