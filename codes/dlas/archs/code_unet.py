@@ -1,12 +1,12 @@
 """A U-Net that is told of a picture's codes: the decoder of a discrete autoencoder as a diffusion.
 
-Codes become vectors of an own table, are enlarged to the picture's size by repetition, and are shown beside the noisy picture,
-as in the decoder of TorToiSe (Betker 2023, arXiv:2305.07243, section 3.3). The rest is `dlas.layers.unet`.
+Codes become vectors of an own table and are enlarged to the picture's size by repetition. They are shown beside the noisy
+picture, as small pictures are by Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021 (arXiv:2104.07636),
+and mel codes by TorToiSe's decoder (Betker 2023, arXiv:2305.07243, section 3.3). The rest is `dlas.layers.unet`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlas.layers.unet import UNet, UNetOptions
+from dlas.layers.vector_quantizer import as_picture
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveInt
 
@@ -85,12 +86,7 @@ class CodeUNet(UNet):
         Raises:
             ValueError: N is no square.
         """
-        if codes.dim() == 2:
-            side = math.isqrt(codes.shape[1])
-            if side**2 != codes.shape[1]:
-                raise ValueError(f"{codes.shape[1]} codes are no square picture; give them as (B, height, width)")
-            codes = codes.unflatten(1, (side, side))
-        vectors = F.interpolate(self.code_embedding(codes).movedim(-1, 1).to(x.dtype), x.shape[-2:], mode="nearest")
+        vectors = F.interpolate(self.code_embedding(as_picture(codes)).movedim(-1, 1).to(x.dtype), x.shape[-2:], mode="nearest")
         return self.predict_any_size(torch.cat((x, vectors), dim=1), self.embed(timesteps))
 
     @staticmethod

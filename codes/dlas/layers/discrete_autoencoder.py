@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlas.layers.recompute import recompute
-from dlas.layers.vector_quantizer import Quantized, Quantizer
+from dlas.layers.vector_quantizer import Quantized, Quantizer, as_picture
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
@@ -210,8 +209,9 @@ class DiscreteAutoencoder(nn.Module):
                 raise ValueError(f"a side of {side} is no multiple of {self.factor}, by which the DVAE makes its input smaller")
         return self.codes()(recompute(self.encoder, self.normalize(x), when=self.checkpointing and self.training))
 
+    @torch.no_grad()
     def get_codebook_indices(self, x: Tensor) -> Tensor:
-        """Which codes stand for inputs, (B, ...), int64. Arguments and errors as of `forward`."""
+        """Which codes stand for inputs, (B, ...), int64; the codebook stays. Arguments and errors as of `forward`."""
         return self.encode(x).indices
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -220,12 +220,7 @@ class DiscreteAutoencoder(nn.Module):
         Raises:
             ValueError: N is no square.
         """
-        if self.dims == 2 and indices.dim() == 2:
-            side = math.isqrt(indices.shape[1])
-            if side**2 != indices.shape[1]:
-                raise ValueError(f"{indices.shape[1]} codes are no square picture; give them as (B, height, width)")
-            indices = indices.unflatten(1, (side, side))
-        return self.codes().lookup(indices)
+        return self.codes().lookup(as_picture(indices) if self.dims == 2 else indices)
 
     def decode(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions of codes, shaped as for `lookup`, and the features that the last convolution made them of."""

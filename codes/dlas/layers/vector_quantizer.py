@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -273,6 +274,20 @@ class ExpiringVectorQuantizer(VectorQuantizer):
             counts.masked_fill_(expired, 1.0)
             sums.copy_(torch.where(expired[:, None], fresh, sums))
         self.codebook_misses.masked_fill_(expired, 0.0)
+
+
+def as_picture(indices: Tensor) -> Tensor:
+    """Codes (B, h, w), also of those of squares row by row, (B, N).
+
+    Raises:
+        ValueError: N is no square.
+    """
+    if indices.dim() != 2:
+        return indices
+    side = math.isqrt(indices.shape[1])
+    if side**2 != indices.shape[1]:
+        raise ValueError(f"{indices.shape[1]} codes are no square picture; give them as (B, height, width)")
+    return indices.unflatten(1, (side, side))
 
 
 def counts_of(indices: Tensor, codes: int) -> Tensor:
