@@ -32,6 +32,7 @@ from dlas.metrics.frechet import frechet_distance
 
 HERE = Path(__file__).resolve().parent
 RUN = Path("experiments/triforce_small_decoder")
+DECODER = RUN / "checkpoints/1200/decoder.ema.safetensors"
 STEPS, BATCH = 1200, 64
 
 
@@ -82,9 +83,9 @@ def distance(network: Classifier, one: Tensor, two: Tensor) -> float:
     return frechet_distance(*moments[0], *moments[1]).item()
 
 
-def decoded(real: Tensor, checkpoint: Path) -> dict[str, Tensor]:
+def decoded(real: Tensor, settings: list[str]) -> dict[str, Tensor]:
     """The pictures again, from their codes: by the autoencoder, and drawn by the diffusion."""
-    config = load(HERE / "small_4_decoder.yml", [f"path.pretrain.decoder={checkpoint}"])
+    config = load(HERE / "small_4_decoder.yml", [f"path.pretrain.decoder={DECODER}", *settings])
     networks = {name: network.eval() for name, network in build_networks(config, torch.device("cpu")).items()}
     codes = networks["dvae"].get_codebook_indices(2 * real - 1)
     sample = create_injector({"type": "diffusion_sample", **config.eval.injectors["drawn"].options})
@@ -96,7 +97,7 @@ def decoded(real: Tensor, checkpoint: Path) -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=Path, default=RUN / "val", help="folder of the pictures that test.py wrote")
-    parser.add_argument("--decoder", type=Path, default=RUN / "checkpoints/1200/decoder.ema.safetensors", help="its weights")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of test.py, for the decoders")
     arguments = parser.parse_args()
     (known, known_labels), (real, labels) = digits("train"), digits("val")
     network = trained(known, known_labels)
@@ -104,7 +105,7 @@ def main() -> None:
         print(f"held-out digits that the classifier reads right: {(network.read(real) == labels).float().mean():.3f}")
         some = known[torch.randperm(len(known))[: len(real)]]
         print(f"as many training digits: Fréchet distance {distance(network, some, real):.3f}")
-        for name, pictures in decoded(real, arguments.decoder).items():
+        for name, pictures in decoded(real, arguments.set).items():
             error, far = F.mse_loss(pictures, real), distance(network, pictures, real)
             right = (network.read(pictures) == labels).float().mean()
             print(f"codes decoded by the {name}: squared error {error:.4f}, Fréchet distance {far:.3f}, read right {right:.3f}")
