@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlas.archs import create_network
+from dlas.archs.token_transformer import TokenTransformer
 from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.errors import ConfigurationError, TrainingError
@@ -53,6 +55,11 @@ class NoisePredictor(nn.Module):
         return x * torch.tanh(times).reshape(-1, 1, 1, 1)
 
 
+class NearestMean(nn.Module):
+    def scores(self, condition: Tensor, candidates: Tensor) -> Tensor:
+        return -(candidates.flatten(2).mean(2) - condition.flatten(1).mean(1, keepdim=True)).abs()
+
+
 class Widened(nn.Module):
     """A flow of one step: pictures are twice their latents, plus the condition."""
 
@@ -80,6 +87,8 @@ class Widened(nn.Module):
 
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
     networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor(), "flow": Widened()}
+    networks["clip"] = NearestMean()
+    networks["prior"] = create_network({"which_model": "token_transformer", **TokenTransformer.tiny()[0]})
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
@@ -131,6 +140,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resize": ({"in": "x", "out": "o", "scale": 0.5}, image_state()),
     "direct": ({"in": "x", "out": "o"}, image_state()),
     "detach": ({"in": "x", "out": "o"}, image_state()),
+    "log": ({"in": ["x", "y"]}, image_state()),
     "to_device": ({"in": "x", "out": "o", "device": "cpu"}, image_state()),
     "constant": ({"like": "x", "out": "o", "constant_type": "ones"}, image_state()),
     "concatenate": ({"in": ["x", "y"], "out": "o", "dim": 1}, image_state()),
@@ -149,6 +159,12 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         image_state(),
     ),
     "tokenize": ({"in": "caption", "out": "o", "length": 4}, {"caption": ["a cat", "a dog", "", "a cat"]}),
+    "drop_condition": ({"in": "x", "out": "o", "rate": 0.5}, image_state()),
+    "token_sample": (
+        {"generator": "prior", "in": "words", "out": "o", "candidates": 2, "guidance": 1.5},
+        {"words": torch.tensor([[6, 2, 0], [3, 1, 4], [1, 2, 3], [0, 0, 0]])},
+    ),
+    "rerank": ({"generator": "clip", "condition": "x", "in": "y", "out": "o", "out_score": "s"}, image_state()),
     "diffusion_sample": (
         {"like": "x", "out": "o", "out_strip": "s", "generator": "denoiser", "process": {"type": "flow"}, "steps": 2},
         image_state(),

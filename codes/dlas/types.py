@@ -17,6 +17,7 @@ annotation                meaning in YAML
 ``TimesOptions``          a distribution of its times: `{type: logit_normal}`
 ``WeightingOptions``      a weighting of its errors: `{type: min_snr}`
 ``SamplerOptions``        a way to draw samples: `{type: heun}`
+``QuantizerOptions``      what replaces vectors by codes, and its options: `{type: fsq, levels: [8, 8, 8]}`
 ``DatasetOptions``        a data set and its options: `{mode: digits}`
 ``NetworkOptions``        a network and its options: `{which_model: resnet50}`
 ``FlowOptions``           the shape of a normalising flow; ``FlowSplitOptions`` .. are parts of it
@@ -41,6 +42,7 @@ ProcessOptions: TypeAlias = dict[str, Any]
 TimesOptions: TypeAlias = dict[str, Any]
 WeightingOptions: TypeAlias = dict[str, Any]
 SamplerOptions: TypeAlias = dict[str, Any]
+QuantizerOptions: TypeAlias = dict[str, Any]
 DatasetOptions: TypeAlias = dict[str, Any]
 NetworkOptions: TypeAlias = dict[str, Any]
 FlowOptions: TypeAlias = dict[str, Any]

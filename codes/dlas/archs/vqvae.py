@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlas.layers.quantizers import create_quantizer
 from dlas.layers.recompute import recompute
 from dlas.layers.vector_quantizer import ColumnVectorQuantizer, Quantized
 from dlas.registry import ARCHS
-from dlas.types import Fraction, NonNegativeInt, PositiveInt
+from dlas.types import Fraction, NonNegativeInt, PositiveInt, QuantizerOptions
 
 FACTOR = 8
 """How much smaller the top level is than the input; the bottom level is twice its size."""
@@ -93,8 +94,8 @@ class VQVAE(nn.Module):
     """Pictures to codes of two levels and back (VQ-VAE-2).
 
     The codes follow averages of the vectors that they stand for. Train it with `pix` of the first output and `direct` of the
-    second, at a weight of 0.25: `{type: generator, generator: vqvae, in: hq, out: [gen, codebook_commitment_loss]}`. Two
-    further outputs tell how many codes of the top and of the bottom level are in use.
+    second, at a weight of 0.25: `{type: generator, generator: vqvae, in: hq, out: [gen, codebook_commitment_loss]}`. Further
+    outputs tell how many codes of the top and of the bottom level are in use.
 
     Args:
         in_channel: channels of a picture; -1 for one channel whose axis is left out.
@@ -104,6 +105,7 @@ class VQVAE(nn.Module):
         codebook_dim: channels of codes.
         codebook_size: codes of each level.
         decay: of the averages that codes follow.
+        quantizer: of each level, in place of the published network's.
 
     Raises:
         ValueError: `in_channel` is 0 or below -1.
@@ -121,6 +123,7 @@ class VQVAE(nn.Module):
         codebook_dim: PositiveInt = 64,
         codebook_size: PositiveInt = 512,
         decay: Fraction = 0.99,
+        quantizer: QuantizerOptions | None = None,
     ) -> None:
         super().__init__()
         if in_channel < -1 or in_channel == 0:
@@ -133,14 +136,18 @@ class VQVAE(nn.Module):
         self.enc_b = Encoder(dims, in_channel, *residual, halvings=2)
         self.enc_t = Encoder(dims, channel, *residual, halvings=1)
         self.quantize_conv_t = CONVOLUTIONS[dims](channel, codebook_dim, 1)
-        self.quantize_t = ColumnVectorQuantizer(codebook_size, codebook_dim, decay=decay)
+        self.quantize_t, self.quantize_b = (
+            ColumnVectorQuantizer(codebook_size, codebook_dim, decay=decay)
+            if quantizer is None
+            else create_quantizer(quantizer, codebook_size, codebook_dim)
+            for _ in range(2)
+        )
         self.dec_t = Decoder(dims, codebook_dim, codebook_dim, *residual, doublings=1)
         self.quantize_conv_b = CONVOLUTIONS[dims](codebook_dim + channel, codebook_dim, 1)
-        self.quantize_b = ColumnVectorQuantizer(codebook_size, codebook_dim, decay=decay)
         self.upsample_t = TRANSPOSED[dims](codebook_dim, codebook_dim, 4, stride=2, padding=1)
         self.dec = Decoder(dims, 2 * codebook_dim, in_channel, *residual, doublings=2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Reconstructs pictures from codes.
 
         Args:
@@ -148,7 +155,8 @@ class VQVAE(nn.Module):
 
         Returns:
             The reconstruction, shape of `x`; how far vectors are from their codes, the mean squares of both levels summed: a
-            tensor of shape (1,) in float32; how many codes are in use (perplexity) of the top and of the bottom level, scalars.
+            tensor of shape (1,) in float32; how many codes are in use (perplexity) of the top and of the bottom level, and the
+            share of them that is used at all of the top and of the bottom level, scalars.
 
         Raises:
             ValueError: H or W is no multiple of 8.
@@ -156,7 +164,7 @@ class VQVAE(nn.Module):
         levels = self.encode(x)
         found = self.decode(levels.top.vectors, levels.bottom.vectors)
         loss = (levels.top.loss + levels.bottom.loss)[None]
-        return found, loss, levels.top.perplexity, levels.bottom.perplexity
+        return found, loss, levels.top.perplexity, levels.bottom.perplexity, levels.top.usage, levels.bottom.usage
 
     def encode(self, x: Tensor) -> Levels:
         """Codes of pictures: 8 times smaller at the top level, 4 times at the bottom. Arguments and errors as of `forward`."""
@@ -200,6 +208,7 @@ class AudioVQVAE(VQVAE):
         codebook_dim: channels of codes.
         codebook_size: codes of each level.
         decay: of the averages that codes follow.
+        quantizer: of each level, in place of the published network's.
 
     Raises:
         ValueError: `in_channel` is 0 or below -1.

@@ -18,6 +18,7 @@ from dlas.registry import (
     INJECTORS,
     LOSSES,
     PROCESSES,
+    QUANTIZERS,
     SAMPLERS,
     SCHEDULES,
     TIMES,
@@ -226,6 +227,15 @@ class SamplerConfig(Component):
     REGISTRY: ClassVar[Registry] = SAMPLERS
 
     type: str = req("registered sampler")
+
+
+@dataclass(kw_only=True)
+class QuantizerConfig(Component):
+    """What replaces vectors by codes."""
+
+    REGISTRY: ClassVar[Registry] = QUANTIZERS
+
+    type: str = req("registered quantizer")
 
 
 @dataclass(kw_only=True)
@@ -603,6 +613,7 @@ NESTED: dict[str, type[Section]] = {
     "TimesOptions": TimesConfig,
     "WeightingOptions": WeightingConfig,
     "SamplerOptions": SamplerConfig,
+    "QuantizerOptions": QuantizerConfig,
     "DatasetOptions": SourceConfig,
     "NetworkOptions": SubnetConfig,
     "FlowOptions": FlowConfig,

@@ -200,6 +200,12 @@ NETWORKS = [
     _supported("networks.*.trainable", "false freezes the network and keeps it in evaluation mode, as its name says"),
     _translated("networks.*.after", "`after` of the losses of the steps that train it", actions.network_after, 100),
     _dropped("networks.*.wandb_debug", _NO_WANDB),
+    _dropped("networks.*.kwargs.straight_through", _UNREAD, False),
+    _dropped(
+        "networks.*.kwargs.record_codes",
+        "how many codes are in use is an output of the network: show it with the injector 'log'",
+    ),
+    _dropped("networks.*.kwargs.discretization_loss_averaging_steps", "no loss is computed of how evenly codes are used", 100),
     _supported("networks.*.args", "or `kwargs`: the same as options that stand beside"),
     _translated(
         "networks.*.scale", "an option of architectures that have it; dropped at other discriminators", actions.network_scale, 2
