@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 NOT_BUILT_YET = {
-    "sr/golden_switched_vqvae*": "switched autoencoders",
-    "sr/manifest_dlas_vqvae?*": "switched autoencoders",
     "tortoise/golden_autoregressive*": "speech: autoregressive model",
     "tortoise/manifest_autoregressive*": "speech: autoregressive model",
     "tortoise/golden_classifier*": "speech: classifier",

@@ -47,7 +47,8 @@ class SwitchNorm(nn.Module):
 
     def forward(self, shares: Tensor) -> Tensor:
         """(B, breadth, H, W), positive -> the same shape; in training the memory moves on by a row."""
-        if self.training and torch.is_grad_enabled():
+        # A backward pass that computes activations again sees the memory as the forward pass left it.
+        if self.training and torch.is_grad_enabled() and not _in_backward():
             self._remember(shares)
         usual = self.accumulator.mean(dim=0)
         if self.form == "rescaled":
@@ -66,6 +67,10 @@ class SwitchNorm(nn.Module):
         self.accumulator_index += 1
         self.accumulator_filled |= (self.accumulator_index == len(self.accumulator)).long()
         self.accumulator_index %= len(self.accumulator)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # what torch itself asks; there is no public name
 
 
 def drop_switches(logits: Tensor, rate: float, form: DropoutForm = "zero") -> Tensor:
