@@ -1,4 +1,8 @@
-"""VQ-VAEs of two levels whose inner convolutions are switched: DL-Art-School's, of 2021."""
+"""VQ-VAEs of two levels whose inner convolutions are switched: DL-Art-School's, of 2021.
+
+Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2", NeurIPS 2019 (arXiv:1906.00446), with the layers of
+Betker 2021, "Switched Convolutions - Spatial MoE for Convolutions".
+"""
 
 from __future__ import annotations
 

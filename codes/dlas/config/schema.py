@@ -104,6 +104,28 @@ class SourceConfig(Component):
 
 
 @dataclass(kw_only=True)
+class SwitchedConfig(Section):
+    """Which convolutions of a network have several kernels, of which one acts at each place, and how it is chosen."""
+
+    layers: list[str] = req(
+        "names of convolutions, as the names of weights have them without `.weight`; `*` stands for a part of a name between "
+        "dots, `**` for any number of parts, `?` for a letter"
+    )
+    breadth: PositiveInt = opt(8, "kernels of each")
+    hard: bool = opt(True, "one kernel at each place; false: a mixture of all")
+    bias: Literal["shared", "each"] = opt("shared", "one for all kernels, or one for each")
+    norm: Literal["sum_to_one", "rescaled"] | None = opt(
+        "sum_to_one", "divides shares by how much each kernel was used lately; how they are normalised after it"
+    )
+    norm_window: PositiveInt = opt(256, "training passes that count for it, and after which it begins")
+    dropout: Fraction = opt(0.4, "probability with which a kernel is out of a picture's choice in training")
+    dropout_form: Literal["zero", "exclude"] = opt(
+        "zero", "zero: a kernel that is out has the logit 0, as published, and may still win; exclude: it cannot"
+    )
+    temperature: PositiveFloat = opt(1.0, "divides the logits; the injector `switched_generator` can change it")
+
+
+@dataclass(kw_only=True)
 class NetworkConfig(Component):
     """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
 
@@ -114,6 +136,7 @@ class NetworkConfig(Component):
     which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
     type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
     trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
+    switched: SwitchedConfig | None = opt(None, "puts switched convolutions in the place of plain ones, any network's")
 
 
 @dataclass(kw_only=True)
@@ -514,9 +537,9 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
-        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig,
-        KeepBestConfig, CheckpointsConfig, PathConfig, Config,
+        DatasetConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig,
+        StepConfig, PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, EncodeConfig,
+        LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

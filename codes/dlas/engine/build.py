@@ -10,7 +10,7 @@ from dlas.config import Config
 from dlas.data.base import Dataset, create_dataset
 from dlas.engine.device import memory_format
 from dlas.engine.fitting import load_weights
-from dlas.engine.options import with_scale
+from dlas.engine.options import building_options, with_scale
 from dlas.engine.out_of_memory import explained
 from dlas.errors import ConfigurationError
 from dlas.interop.state_dicts import read_state_dict
@@ -33,7 +33,7 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
             )
     networks = {}
     for name, section in config.networks.items():
-        options = {"which_model": section.which_model, **with_scale(section, config.scale)}
+        options = {"which_model": section.which_model, **building_options(section, config.scale)}
         try:
             with explained(f"building network '{name}' ({section.which_model})", _TOO_LARGE):
                 network = create_network(options, name=name)

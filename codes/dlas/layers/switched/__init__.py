@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dlas.layers.switched.balance import NoisyRouter, balance_loss, switch_balance
 from dlas.layers.switched.conv import SwitchedConv2d
-from dlas.layers.switched.conversion import switch_convolutions, switched_layers, with_copied_kernels
+from dlas.layers.switched.conversion import (
+    switch_convolutions,
+    switched_layers,
+    unswitch_convolutions,
+    with_copied_kernels,
+)
 from dlas.layers.switched.gate import Gate, SwitchNorm, route_top1
 from dlas.layers.switched.product import switched_conv2d
 from dlas.layers.switched.published import rename_state_dict
@@ -23,5 +28,6 @@ __all__ = [
     "switch_convolutions",
     "switched_conv2d",
     "switched_layers",
+    "unswitch_convolutions",
     "with_copied_kernels",
 ]

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from dlas.layers.switched.conv import SwitchedConv2d
 
 
-def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int, **options: Any) -> list[str]:
+def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int = 8, **options: Any) -> list[str]:
     """Puts a switched convolution in the place of each plain one that is named; what the network computes stays as it was.
 
     Args:
         network: changed in place; kernels and biases are copied.
-        layers: names of convolutions as the names of weights have them, without ``.weight``. ``*`` stands for any part of a name
-            between dots, ``**`` for any number of parts; what they match besides convolutions that can be switched is passed
-            over.
+        layers: names of convolutions as the names of weights have them, without ``.weight``. ``*`` stands for a part of a name
+            between dots, ``**`` for any number of parts, ``?`` for a letter; what they match besides convolutions that can be
+            switched is passed over.
         breadth: kernels of each.
         options: further ones of `SwitchedConv2d`.
 
@@ -27,7 +27,7 @@ def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int,
         Names of the layers, in the network's order.
 
     Raises:
-        ValueError: a name matches no convolution, or one without ``*`` names a convolution that cannot be switched.
+        ValueError: a name matches no convolution that can be switched.
     """
     found: dict[str, None] = {}
     modules = dict(network.named_modules())
@@ -42,6 +42,27 @@ def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int,
     for name in names:
         _replace(network, name, _switched(modules[name], breadth, options))
     return names
+
+
+def unswitch_convolutions(network: nn.Module, kernel: str | None = None) -> list[str]:
+    """Puts a plain convolution in the place of each switched one.
+
+    Args:
+        network: changed in place.
+        kernel: which one stays where a layer's kernels differ: ``most_used``, by the memory of the layer's norm; ``mean``; the
+            number of one.
+
+    Returns:
+        Names of the layers, in the network's order.
+
+    Raises:
+        ValueError: kernels differ, and `kernel` is not given; or it is not one of the layer's, or the layer has no norm whose
+            memory is full. The network is as it was then.
+    """
+    plain = {name: _plain(name, layer, kernel) for name, layer in switched_layers(network)}
+    for name, module in plain.items():
+        _replace(network, name, module)
+    return list(plain)
 
 
 def switched_layers(network: nn.Module) -> Iterator[tuple[str, SwitchedConv2d]]:
@@ -63,7 +84,7 @@ def why_not(module: nn.Module) -> str:
     if len(set(module.stride)) > 1 or isinstance(module.padding, str) or len(set(module.padding)) > 1:
         return "its stride or padding is not one number"
     if module.groups != 1 or set(module.dilation) != {1} or module.padding_mode != "zeros":
-        return "it has groups, dilation or a padding other than zeros"
+        return "it has groups, dilation, or padding other than zeros"
     return ""
 
 
@@ -111,14 +132,52 @@ def _switched(plain: nn.Module, breadth: int, options: Mapping[str, Any]) -> Swi
     return layer.to(plain.weight.device, plain.weight.dtype).train(plain.training)
 
 
+def _plain(name: str, layer: SwitchedConv2d, kernel: str | None) -> nn.Conv2d:
+    shares = _which(name, layer, kernel).to(layer.weight)
+    out_channels, in_channels, _, size, _ = layer.weight.shape
+    plain = nn.Conv2d(in_channels, out_channels, size, layer.stride, layer.padding, bias=layer.bias is not None)
+    plain.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    with torch.no_grad():
+        plain.weight.copy_(torch.einsum("oibhw,b->oihw", layer.weight, shares))
+        if layer.bias is not None and plain.bias is not None:
+            plain.bias.copy_(layer.bias if layer.bias.dim() == 1 else shares @ layer.bias)
+    return plain
+
+
+def _which(name: str, layer: SwitchedConv2d, kernel: str | None) -> Tensor:
+    """How much of each kernel stays, (breadth,)."""
+    breadth = layer.weight.shape[2]
+    first = nn.functional.one_hot(torch.tensor(0), breadth)
+    alike = bool((layer.weight == layer.weight[:, :, :1]).all())
+    if alike and (layer.bias is None or layer.bias.dim() == 1 or bool((layer.bias == layer.bias[:1]).all())):
+        return first
+    if kernel is None:
+        raise ValueError(
+            f"the {breadth} kernels of '{name}' differ, so a plain convolution gives other results: "
+            "say which one stays (most_used, mean or a number)"
+        )
+    if kernel == "mean":
+        return torch.full((breadth,), 1 / breadth)
+    if kernel == "most_used":
+        norm = layer.gate.norm
+        if norm is None or not bool(norm.accumulator_filled):
+            raise ValueError(
+                f"'{name}' has no norm whose memory is full, so the most used kernel is not known: give its number"
+            )
+        return first.roll(int(norm.accumulator.mean(dim=0).argmax()))
+    if not kernel.isdecimal() or int(kernel) >= breadth:
+        raise ValueError(f"'{name}' has kernels 0 to {breadth - 1}; 'most_used' and 'mean' may be said too; got {kernel!r}")
+    return first.roll(int(kernel))
+
+
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, module)
 
 
 def _expression(pattern: str) -> str:
-    pieces = {"**": ".*", "*": "[^.]*"}
-    return "".join(pieces.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*?)", pattern))
+    pieces = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    return "".join(pieces.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*?|\?)", pattern))
 
 
 def _nothing_for(pattern: str, plain: list[str], modules: Mapping[str, nn.Module]) -> str:
