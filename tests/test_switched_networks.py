@@ -212,3 +212,9 @@ def test_a_file_switches_a_network_and_starts_from_plain_weights(tmp_path):
 def test_mistakes_in_a_file(tmp_path, setting, message):
     with pytest.raises(ConfigurationError, match=message):
         configure(tmp_path, setting)
+
+
+def test_random_choices_are_not_computed_again(tmp_path):
+    with pytest.raises(ConfigurationError, match="switched draws random numbers"):
+        Trainer(configure(tmp_path, "checkpointing_enabled=true"))
+    Trainer(configure(tmp_path, "checkpointing_enabled=true", "networks.generator.switched.dropout=0"))

@@ -114,6 +114,14 @@ class SwitchedConfig(Section):
     breadth: PositiveInt = opt(8, "kernels of each")
     hard: bool = opt(True, "one kernel at each place; false: a mixture of all")
     bias: Literal["shared", "each"] = opt("shared", "one for all kernels, or one for each")
+    selector: Literal["coupler", "lambda", "lambda2", "mapping"] = opt(
+        "coupler",
+        "what chooses, from a layer's input: a 1x1 convolution; one or two lambda layers, which see all of a picture; two 5x5 "
+        "convolutions, the form of 2020",
+    )
+    router: Literal["largest", "noisy"] = opt(
+        "largest", "what wins: the largest share, or that under learned noise, which goes with `norm: null` and `switch_load`"
+    )
     norm: Literal["sum_to_one", "rescaled"] | None = opt(
         "sum_to_one", "divides shares by how much each kernel was used lately; how they are normalised after it"
     )
@@ -439,7 +447,7 @@ class LoggerConfig(Section):
     print_freq: PositiveInt = opt(100, "iterations between log lines")
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
-    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals")
+    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals and TensorBoard")
     visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
 
