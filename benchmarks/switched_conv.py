@@ -5,7 +5,7 @@
 Forward and backward (input, weight, bias, shares), kernels chosen at random for each place. The three take turns, so that other
 load on the machine hits all alike; results and gradients of the first two are compared first. Memory is what is held at most
 beyond what is there before, in one forward and backward: the peak of a process of its own, by Linux.
-Prints one JSON line for each breadth: medians in ms, the median of the paired ratios, and MiB.
+Prints one JSON line for each breadth: medians in ms of processor time, the median of the paired ratios, and MiB.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def steps(breadth: int, options: argparse.Namespace) -> dict[str, Step]:
 
 
 def timed(step: Step) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     step()
-    return (time.perf_counter() - start) * 1000
+    return (time.process_time() - start) * 1000
 
 
 def memory(name: str, breadth: int, options: argparse.Namespace) -> float:

@@ -17,7 +17,7 @@ from dlas.engine.trainer import Trainer
 from dlas.errors import ConfigurationError
 from dlas.inference.model import find
 from dlas.interop.state_dicts import load_into
-from dlas.layers.switched import SwitchedConv2d, switch_convolutions, switched_layers, unswitch_convolutions
+from dlas.layers.switched import SwitchedConv2d, switch_convolutions, switched_layers, unswitch_convolutions, watched
 from dlas.registry import ARCHS
 
 RRDB = {"which_model": "RRDBNet", "nf": 8, "nb": 1, "gc": 4, "scale": 2}
@@ -212,6 +212,44 @@ def test_a_file_switches_a_network_and_starts_from_plain_weights(tmp_path):
 def test_mistakes_in_a_file(tmp_path, setting, message):
     with pytest.raises(ConfigurationError, match=message):
         configure(tmp_path, setting)
+
+
+def test_one_selector_chooses_for_all_layers():
+    plain, x = create_network(RRDB).eval(), torch.rand(1, 3, 8, 8)
+    switched = {"layers": BODY, "breadth": 3, "selector": "shared", "source": "conv_first", "norm": None, "dropout": 0.0}
+    network = create_network({**RRDB, "switched": switched}).eval()
+    load_into(network, plain.state_dict(), source="plain")
+    torch.testing.assert_close(network(x), plain(x), rtol=0, atol=1e-5)
+    diverge(network)
+    with watched(network) as routed:
+        network(x).mean().backward()
+    first = routed["conv_body"].chosen
+    assert all(torch.equal(each.chosen, first) for each in routed.values())
+    assert all(weight.grad is not None for weight in network.switch_selector.parameters())
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.switch_selector.attention_conv2.bias.copy_(torch.tensor([0.0, 99.0, 0.0]))
+    with watched(other) as changed:
+        other(x)
+    assert bool((changed["conv_body"].chosen.argmax(dim=1) == 1).all())
+    with watched(network) as routed:
+        network(x)
+    assert torch.equal(routed["conv_body"].chosen, first)
+    unswitch_convolutions(network, "0")
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    network(x)
+
+
+@pytest.mark.parametrize("source", [None, "body.0", "nothing"])
+def test_a_shared_selector_needs_a_layer_to_look_at(source):
+    with pytest.raises(ConfigurationError, match="selector 'shared' needs a 'source'"):
+        create_network({**RRDB, "switched": {"layers": BODY, "selector": "shared", "source": source}})
+
+
+def test_a_shared_selector_looks_at_an_earlier_layer():
+    network = create_network({**RRDB, "switched": {"layers": BODY, "selector": "shared", "source": "conv_last"}})
+    with pytest.raises(RuntimeError, match="name an earlier source"):
+        network(torch.rand(1, 3, 8, 8))
 
 
 def test_random_choices_are_not_computed_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -163,43 +164,31 @@ def test_watching_ends_with_its_block_even_by_an_error():
     assert all(layer.gate.watcher is None for _, layer in switched_layers(network))
 
 
-FILE = """
+PAGE = Path(__file__).resolve().parents[1] / "docs/switched_convolutions.md"
+REST = """
 name: run
 scale: 1
 datasets:
   train: {mode: builtin_photos, batch_size: 4, target_size: 16}
-networks:
-  generator:
-    which_model: RRDBNet
-    nf: 8
-    nb: 1
-    gc: 4
-    scale: 1
-    switched: {layers: ["body.*.rdb1.conv*"], breadth: 4}
-steps:
-  generator:
-    training: generator
-    optimizer_params: {lr: 1e-3}
-    injectors:
-      tau: {type: scheduled_scalar, out: tau, scheduler: {type: linear_decay, initial_weight: 10, lower_bound: 1, steps: 4}}
-      gen: {type: switched_generator, generator: generator, in: hq, out: gen, switches: switches, temperature: tau}
-      maps: {type: switch_maps, in: switches, out: maps, height: 16}
-    losses:
-      pix: {type: pix, criterion: l1, weight: 1, real: hq, fake: gen}
-      balance: {type: switch_balance, weight: 0.01, switches: switches}
 train: {niter: 4, mega_batch_factor: 2}
-logger: {print_freq: 1, visuals: [maps], visual_debug_rate: 2}
 """
+SMALL = [
+    *("networks.generator.nf=8", "networks.generator.nb=1", "networks.generator.gc=4"),
+    *("logger.print_freq=1", "logger.visual_debug_rate=2"),
+    "steps.generator.injectors.tau.scheduler.steps=4",
+]
 
 
-def test_a_file_has_all_of_it(tmp_path: Path) -> None:
-    (tmp_path / "file.yml").write_text(FILE, encoding="utf-8")
-    trainer = Trainer(load(tmp_path / "file.yml", [f"path.experiments={tmp_path}"]))
+def test_the_example_of_the_guide_has_all_of_it(tmp_path: Path) -> None:
+    example = re.search(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert example is not None
+    (tmp_path / "file.yml").write_text(REST + example[1], encoding="utf-8")
+    trainer = Trainer(load(tmp_path / "file.yml", [*SMALL, f"path.experiments={tmp_path}"]))
     trainer.run()
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        assert 1 <= row["generator/balance"] <= 4
-        assert 1 <= row["generator/switches_in_use"] <= 4
+        assert 1 <= row["generator/balance"] <= 8
+        assert 1 <= row["generator/switches_in_use"] <= 8
     certainty = [row["generator/switches_certainty"] for row in rows]
     assert certainty == sorted(certainty)  # the temperature falls
     assert trainer.networks["generator"].body[0].rdb1.conv1.gate.temperature == pytest.approx(10 - 9 * 3 / 4)

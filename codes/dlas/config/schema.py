@@ -114,11 +114,12 @@ class SwitchedConfig(Section):
     breadth: PositiveInt = opt(8, "kernels of each")
     hard: bool = opt(True, "one kernel at each place; false: a mixture of all")
     bias: Literal["shared", "each"] = opt("shared", "one for all kernels, or one for each")
-    selector: Literal["coupler", "lambda", "lambda2", "mapping"] = opt(
+    selector: Literal["coupler", "lambda", "lambda2", "mapping", "shared"] = opt(
         "coupler",
         "what chooses, from a layer's input: a 1x1 convolution; one or two lambda layers, which see all of a picture; two 5x5 "
-        "convolutions, the form of 2020",
+        "convolutions, the form of 2020; shared: two such ones for all layers together",
     )
+    source: str | None = opt(None, "name of the convolution whose output a shared selector looks at; it runs before the others")
     router: Literal["largest", "noisy"] = opt(
         "largest", "what wins: the largest share, or that under learned noise, which goes with `norm: null` and `switch_load`"
     )

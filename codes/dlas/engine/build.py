@@ -48,11 +48,12 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
                     "%s: %d entries of %s do not fit and were left out: %s", name, len(skipped), file, ", ".join(skipped[:5])
                 )
         if config.checkpointing_enabled and hasattr(network, "checkpointing"):
-            if section.switched is not None and (section.switched.dropout or section.switched.router == "noisy"):
+            switched = section.switched
+            if switched is not None and (switched.dropout or switched.router == "noisy" or switched.selector == "shared"):
                 raise ConfigurationError(
-                    f"{section.mark}: networks.{name}.switched draws random numbers (dropout, or a noisy router), and "
-                    "activations that checkpointing_enabled computes again would have other ones: write 'dropout: 0' and "
-                    "'router: largest', or 'checkpointing_enabled: false'"
+                    f"{section.mark}: networks.{name}.switched draws random numbers (dropout, or a noisy router) or shares a "
+                    "selector, which activations that checkpointing_enabled computes again do not have: write 'dropout: 0', "
+                    "'router: largest' and another selector, or 'checkpointing_enabled: false'"
                 )
             network.checkpointing = True  # type: ignore[assignment]  # nn.Module's attributes are typed as tensors
         if not section.trainable:

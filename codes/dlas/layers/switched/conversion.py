@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dlas.layers.switched.conv import SwitchedConv2d
+from dlas.layers.switched.conv import Selector, SwitchedConv2d
+from dlas.layers.switched.shared import ATTRIBUTE, remove_shared_selector, share_selector
 
 
-def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int = 8, **options: Any) -> list[str]:
+def switch_convolutions(
+    network: nn.Module,
+    layers: Iterable[str],
+    breadth: int = 8,
+    *,
+    selector: Selector | Literal["shared"] = "coupler",
+    source: str | None = None,
+    **options: Any,
+) -> list[str]:
     """Puts a switched convolution in the place of each plain one that is named; what the network computes stays as it was.
 
     Args:
@@ -21,13 +30,15 @@ def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int 
             between dots, ``**`` for any number of parts, ``?`` for a letter; what they match besides convolutions that can be
             switched is passed over.
         breadth: kernels of each.
+        selector: as of `SwitchedConv2d`, or shared: one mapping network for all of them.
+        source: name of the layer that a shared one looks at; `share_selector`.
         options: further ones of `SwitchedConv2d`.
 
     Returns:
         Names of the layers, in the network's order.
 
     Raises:
-        ValueError: a name matches no convolution that can be switched.
+        ValueError: a name matches no convolution that can be switched, or there is no such source.
     """
     found: dict[str, None] = {}
     modules = dict(network.named_modules())
@@ -39,8 +50,11 @@ def switch_convolutions(network: nn.Module, layers: Iterable[str], breadth: int 
             raise ValueError(_nothing_for(pattern, plain, modules))
         found |= dict.fromkeys(usable)
     names = [name for name in modules if name in found]
+    shared = selector == "shared"
     for name in names:
-        _replace(network, name, _switched(modules[name], breadth, options))
+        _replace(network, name, _switched(modules[name], breadth, {**options, "selector": "outside" if shared else selector}))
+    if shared:
+        share_selector(network, source, names, breadth)
     return names
 
 
@@ -62,6 +76,7 @@ def unswitch_convolutions(network: nn.Module, kernel: str | None = None) -> list
     plain = {name: _plain(name, layer, kernel) for name, layer in switched_layers(network)}
     for name, module in plain.items():
         _replace(network, name, module)
+    remove_shared_selector(network)
     return list(plain)
 
 
@@ -94,7 +109,7 @@ def with_copied_kernels(network: nn.Module, given: Mapping[str, Tensor]) -> dict
     Kernels are repeated, and what the plain layer does not have (coupler, memory of the norm) is the network's own. Entries of
     layers that are switched in `given` already pass through.
     """
-    result = dict(given)
+    result, shared = dict(given), getattr(network, ATTRIBUTE, None)
     for name, layer in switched_layers(network):
         prefix = f"{name}." if name else ""
         kernel = result.get(f"{prefix}weight")
@@ -103,8 +118,9 @@ def with_copied_kernels(network: nn.Module, given: Mapping[str, Tensor]) -> dict
         result[f"{prefix}weight"] = repeated(kernel, layer.weight.shape[2])
         if layer.bias is not None and layer.bias.dim() == 2 and f"{prefix}bias" in result:
             result[f"{prefix}bias"] = result[f"{prefix}bias"].expand(len(layer.bias), -1).clone()
-        own = {f"{prefix}{key}": value for key, value in layer.state_dict().items()}
-        result = {**own, **result}
+        result = {**layer.state_dict(prefix=prefix), **result}
+        if shared is not None:
+            result = {**shared.state_dict(prefix=f"{ATTRIBUTE}."), **result}
     return result
 
 

@@ -98,13 +98,14 @@ class _GroupedConv2d(torch.autograd.Function):
             result.index_copy_(0, places, product)
         ctx.padding, ctx.size, ctx.layout = padding, x.shape[2:], layout
         # The padded input is kept in place of the input: laying it out again would take longer than it saves.
-        ctx.save_for_backward(padded, weight, bias)
+        # The output is kept as a copy, for what follows may change it.
+        ctx.save_for_backward(padded, weight, bias, result.clone() if ctx.needs_input_grad[2] else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        padded, weight, bias = ctx.saved_tensors
+        padded, weight, bias, result = ctx.saved_tensors
         wants_x, wants_weight, wants_chosen, wants_bias = ctx.needs_input_grad[:4]
         padding, size, layout = ctx.padding, weight.shape[-1], ctx.layout
         flat = grad.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
@@ -113,34 +114,24 @@ class _GroupedConv2d(torch.autograd.Function):
         grad_pixels = torch.zeros_like(pixels) if wants_x else None
         grad_matrices = torch.zeros_like(matrices) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if wants_bias else None
-        # What a share is multiplied by is the output itself, which need not be kept for it: the product of an output and its
-        # gradient is that of the neighbourhood and what is spread over it.
-        exact = torch.promote_types(flat.dtype, torch.float32)
-        told = flat.new_empty(len(flat), dtype=exact) if wants_chosen else None
         for number, places, rows in layout.groups():
             own = flat.index_select(0, places)
-            if wants_weight or wants_chosen:
-                patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
-            if wants_x or wants_chosen:
-                spread = own @ matrices[number].t()
             if grad_matrices is not None:
+                patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
                 grad_matrices[number].addmm_(patches.t(), own)
             if grad_pixels is not None:
-                grad_pixels.index_add_(0, rows.flatten(), spread.view(len(rows) * size * size, -1))
-            if told is not None:
-                product = torch.linalg.vecdot(patches.to(exact), spread.to(exact))
-                if bias is not None:
-                    product += own.to(exact) @ (bias[number] if bias.dim() == 2 else bias).to(exact)
-                told.index_copy_(0, places, product)
+                spread = (own @ matrices[number].t()).view(len(rows) * size * size, -1)
+                grad_pixels.index_add_(0, rows.flatten(), spread)
             if grad_bias is not None and grad_bias.dim() == 2:
                 grad_bias[number] += own.sum(dim=0)
         if grad_bias is not None and grad_bias.dim() == 1:
             grad_bias = flat.sum(dim=0)
         grad_chosen = None
-        if told is not None:
+        if wants_chosen:
             batch, _, height, width = grad.shape
-            # It is told to all switches, and the route keeps the winner's.
-            grad_chosen = told.view(batch, 1, height, width).expand(-1, weight.shape[2], -1, -1)
+            # What a share is multiplied by is the output itself; it is told to all switches, and the route keeps the winner's.
+            told = torch.linalg.vecdot(flat, result).view(batch, 1, height, width)
+            grad_chosen = told.expand(-1, weight.shape[2], -1, -1)
         if grad_pixels is not None:
             height, width = ctx.size
             inner = grad_pixels.view(padded.shape)[:, padding : padding + height, padding : padding + width]
