@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,13 @@ def test_commands(tmp_path, capsys):
     network = find(there).build()
     assert len(list(switched_layers(network))) == 16
     torch.testing.assert_close(network(x), plain(x), rtol=0, atol=1e-5)
+    settings = [
+        f"path.pretrain.generator={there}",
+        "networks.generator.switched.breadth=2",
+        "networks.generator.switched.norm_window=256",
+    ]
+    trainer = Trainer(configure(tmp_path, *settings, f"networks.generator.switched.layers={json.dumps(BODY)}"))
+    torch.testing.assert_close(trainer.networks["generator"].eval()(x), plain(x), rtol=0, atol=1e-5)
     assert main(["convert", "switch", there, "--layers", *BODY, "-o", back]) == 2
     assert "has switched convolutions already" in capsys.readouterr().err
     assert main(["convert", "unswitch", there, "-o", back]) == 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlas.archs import SWITCHED_KEY, create_network
+from dlas.config.build import to_plain
+from dlas.config.schema import SwitchedConfig
 from dlas.errors import CheckpointError, ConfigurationError
 from dlas.inference.model import OPTIONS_KEY, Found, network_options
 from dlas.inference.release import save_weights
@@ -15,7 +17,9 @@ from dlas.layers.switched import switched_layers, unswitch_convolutions
 
 
 def switch(found: Found, layers: Sequence[str], breadth: int, path: Path) -> list[str]:
-    """Writes a network with switched convolutions; a released file, which `dlas` reads like any other.
+    """Writes a network with switched convolutions, whose other options are the defaults of `networks.<name>.switched`.
+
+    The file says so, and `dlas` reads it like any released one.
 
     Args:
         found: the plain network.
@@ -33,7 +37,8 @@ def switch(found: Found, layers: Sequence[str], breadth: int, path: Path) -> lis
         raise ConfigurationError(
             f"{found.source}: has switched convolutions already; make them plain first: dlas convert unswitch"
         )
-    options = {**network_options(found.options), SWITCHED_KEY: {"layers": list(layers), "breadth": breadth}}
+    switched = to_plain(SwitchedConfig(layers=list(layers), breadth=breadth))
+    options = {**network_options(found.options), SWITCHED_KEY: switched}
     network = create_network(options)
     load_into(network, found.weights, source=found.source)
     save_weights(path, network.state_dict(), {OPTIONS_KEY: json.dumps(options)})
