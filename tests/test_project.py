@@ -101,7 +101,9 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     config = configure(tmp_path, toys.PSNR, "train.niter=2", "logger.visuals=[gen]", "logger.visual_debug_rate=1",
                        "checkpointing_enabled=true", "checkpoints.keep_best={metric: psnr}",
                        "train.health={spike: skip}", "train.ema.post_hoc={every: 1}",
-                       "networks.generator.freeze={all: {match: '', before: 0}}", "steps.generator.balance.at=gen")  # fmt: skip
+                       "networks.generator.freeze={all: {match: '', before: 0}}",
+                       "networks.generator.switched={layers: [last], dropout: 0}",
+                       "steps.generator.balance.at=gen")  # fmt: skip
     resolved = to_plain(config)
     monkeypatch.setattr(run_folder, "to_plain", lambda _: resolved)
     encoding = configure(tmp_path, ahead(tmp_path), "name=encoding")

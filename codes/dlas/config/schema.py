@@ -123,6 +123,37 @@ class FreezeConfig(Section):
 
 
 @dataclass(kw_only=True)
+class SwitchedConfig(Section):
+    """Which convolutions of a network have several kernels, of which one acts at each place, and how it is chosen."""
+
+    layers: list[str] = req(
+        "names of convolutions, as the names of weights have them without `.weight`; `*` stands for a part of a name between "
+        "dots, `**` for any number of parts, `?` for a letter"
+    )
+    breadth: PositiveInt = opt(8, "kernels of each")
+    hard: bool = opt(True, "one kernel at each place; false: a mixture of all")
+    bias: Literal["shared", "each"] = opt("shared", "one for all kernels, or one for each")
+    selector: Literal["coupler", "lambda", "lambda2", "mapping", "shared"] = opt(
+        "coupler",
+        "what chooses, from a layer's input: a 1x1 convolution; one or two lambda layers, which see all of a picture; two 5x5 "
+        "convolutions, the form of 2020; shared: two such ones for all layers together",
+    )
+    source: str | None = opt(None, "name of the convolution whose output a shared selector looks at; it runs before the others")
+    router: Literal["largest", "noisy"] = opt(
+        "largest", "what wins: the largest share, or that under learned noise, which goes with `norm: null` and `switch_load`"
+    )
+    norm: Literal["sum_to_one", "rescaled"] | None = opt(
+        "sum_to_one", "divides shares by how much each kernel was used lately; how they are normalised after it"
+    )
+    norm_window: PositiveInt = opt(256, "training passes that count for it, and after which it begins")
+    dropout: Fraction = opt(0.4, "probability with which a kernel is out of a picture's choice in training")
+    dropout_form: Literal["zero", "exclude"] = opt(
+        "zero", "zero: a kernel that is out has the logit 0, as published, and may still win; exclude: it cannot"
+    )
+    temperature: PositiveFloat = opt(1.0, "divides the logits; the injector `switched_generator` can change it")
+
+
+@dataclass(kw_only=True)
 class NetworkConfig(Component):
     """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
 
@@ -134,6 +165,7 @@ class NetworkConfig(Component):
     type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
     trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
     freeze: dict[str, FreezeConfig] = opt({}, "parts of it that are not trained for part of the run, by any names")
+    switched: SwitchedConfig | None = opt(None, "puts switched convolutions in the place of plain ones, any network's")
 
 
 @dataclass(kw_only=True)
@@ -502,7 +534,7 @@ class LoggerConfig(Section):
     print_freq: PositiveInt = opt(100, "iterations between log lines")
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
-    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals")
+    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals and TensorBoard")
     visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
 
@@ -600,10 +632,9 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, FreezeConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig,
-        StepConfig,
-        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig,
-        KeepBestConfig, CheckpointsConfig, PathConfig, Config,
+        DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
+        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig,
+        EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, Config,
     )
 }  # fmt: skip
 

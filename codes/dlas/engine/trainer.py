@@ -406,8 +406,9 @@ class Trainer:
                 self._not_shown.add(key)
                 continue
             images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
-            target = self.folder.visuals / key / f"{self.progress.step}.png"
-            self.folder.dispensable("visuals", partial(write_png, target, grid(images)))
+            picture, step = grid(images), self.progress.step
+            self.folder.dispensable("visuals", partial(write_png, self.folder.visuals / key / f"{step}.png", picture))
+            self.recorder.image(f"visuals/{key}", picture, step)
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dlas.errors import CheckpointError
 from dlas.interop.mismatch import likely_reason, listing, shapes, some
+from dlas.layers.switched import with_copied_kernels
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model", "model_g")
 """Entries under which training programs keep the weights, the preferred first (averaged weights before plain ones)."""
@@ -118,8 +119,15 @@ def fits(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
 def translated(
     network: nn.Module, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """The entries under the network's present names; and the prefix of those taken, if they are a part of a larger program."""
-    rename = getattr(network, "rename_state_dict", None) or dict
+    """The entries under the network's present names; and the prefix of those taken, if they are a part of a larger program.
+
+    Where the network has switched convolutions and the entries plain ones, each kernel is copied to all of a layer's.
+    """
+    older = getattr(network, "rename_state_dict", None) or dict
+
+    def rename(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_copied_kernels(network, older(given))
+
     given = _with_prefix_of(own, rename(dict(state_dict)))
     if not own.keys() & given.keys():
         return _part_of_a_whole(own, state_dict, rename) or (given, "")
