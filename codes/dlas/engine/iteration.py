@@ -12,6 +12,7 @@ from torch import nn
 from dlas.context import Context
 from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
+from dlas.engine.distributed import Single, Strategy
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, to_device
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
@@ -37,6 +38,7 @@ class IterationRunner:
         device: where everything runs.
         layout: memory format of images.
         health: watches the steps' updates.
+        strategy: how the run is spread over processes; a single one by default.
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
     """
 
@@ -51,6 +53,7 @@ class IterationRunner:
         device: torch.device,
         layout: torch.memory_format,
         health: HealthMonitor | None = None,
+        strategy: Strategy | None = None,
         on_error: StepErrorHandler | None = None,
     ) -> None:
         self.steps = steps
@@ -61,7 +64,10 @@ class IterationRunner:
         self.device = device
         self.layout = layout
         self.health = health
+        self.strategy = strategy or Single()
         self.on_error = on_error
+        trained = [networks[name] for step in steps for name in step.trained]
+        self._changing = [*trained, *(each.loss for step in steps for each in step.losses)]  # modules whose buffers may
         self._focus: frozenset[str] | None = None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
@@ -88,6 +94,7 @@ class IterationRunner:
                 continue
             self._focus_on(step)
             parts = self._run_step(step, parts, completed, log_gradients)
+        self.strategy.share_buffers(self._changing)
         if self.averages is not None:
             self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
         if health is not None:
