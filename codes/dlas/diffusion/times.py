@@ -190,8 +190,8 @@ def _normal(uniform: Tensor) -> Tensor:
 class Observations:
     """Keeps what an iteration's micro-batches tell of losses, and gives it to the distribution when the next one begins.
 
-    So times do not depend on how a batch is cut or spread over processes, and micro-batches that are tried again count
-    once. All processes must settle together.
+    So times do not depend on how a batch is cut or spread over processes, and micro-batches that are tried again, smaller,
+    count once. All processes must settle together.
 
     Args:
         times: the distribution that follows the losses.

@@ -258,7 +258,7 @@ class Trainer:
                 progress = self.progress  # of the checkpoint that the run went back to
                 continue
             if self.averages.due(progress.step):
-                self.averages.write_snapshot(self.folder.path, progress.step)
+                self.averages.write_snapshot(self.folder.path, progress.step, self.strategy)
             if log:
                 self._log()
             if validates and not stop.agreed(self.ranks):
@@ -421,6 +421,8 @@ class Trainer:
         self.clock.resume()
 
     def _write_visuals(self, part: MicroBatch) -> None:
+        if not self.ranks.main:
+            return
         for key in self.config.logger.visuals:
             value = part.state.get(key)
             if not isinstance(value, Tensor) or value.dim() != 4:
@@ -532,6 +534,8 @@ class Trainer:
         LOGGER.info("run %s in %s", config.name, self.folder.path)
         numerics = f"{self.precision.name}, {config.memory_format}, torch {torch.__version__}"
         LOGGER.info("device %s (%s), %s", self.device, name, numerics)
+        if self.ranks.many:
+            LOGGER.info("%d processes, %s", self.ranks.world_size, type(self.strategy).__name__)
         if config.precision == "bf16" and not has_bf16(self.device):
             LOGGER.warning("this device only emulates bfloat16, which is slow; 'precision: auto' takes what it is fast at")
         for key, network in self.networks.items():
