@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import components  # noqa: F401
 import pytest
 
 import toys
 from runs import checkpoint_tensors, rows, trainer
-
-sys.path.insert(0, str(Path(__file__).parent))
-import components  # noqa: F401
 
 HERE = Path(__file__).parent
 QUIET = "logger.tensorboard=false"
