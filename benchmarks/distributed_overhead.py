@@ -1,6 +1,6 @@
 """What training in several processes costs over hand-written loops.
 
-    python benchmarks/distributed_overhead.py [--rounds 9]
+    python benchmarks/distributed_overhead.py [--rounds 21]
 
 Two cases, blocks of both sides in turn in the same processes, the order changing every round: the trainer alone against a bare
 loop, and the trainer with `strategy: ddp` in two processes against a bare loop with torch's DistributedDataParallel, with the
@@ -94,8 +94,8 @@ def measure(rounds: int, steps: int) -> None:
 def main() -> None:
     """Runs the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=4, help="of a block")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--steps", type=int, default=1, help="of a block")
     arguments = parser.parse_args()
     if "RANK" not in os.environ:
         measure(arguments.rounds, arguments.steps)

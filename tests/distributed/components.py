@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dlas.context import Context
 from dlas.injectors.base import Injector, State
-from dlas.registry import ARCHS, INJECTORS
+from dlas.losses.base import Loss
+from dlas.registry import ARCHS, INJECTORS, LOSSES
 from dlas.types import PositiveInt, StateIn, StateOut
 
 
@@ -51,6 +52,21 @@ class ToyBlocks(nn.Module):
     def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         """For the tests over the registry."""
         return {}, (torch.rand(2, 3, 8, 8),)
+
+
+@LOSSES.register("toy_bad_sample")
+class BadSample(Loss):
+    """Mean of its input; not a number for the micro-batch with one place of the sample order."""
+
+    def __init__(self, *, in_: StateIn, position: int) -> None:
+        super().__init__()
+        self.source = in_
+        self.position = position
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        mean = state[self.source].float().square().mean()
+        return mean * torch.nan if self.position in context.positions else mean
 
 
 @INJECTORS.register("toy_death")

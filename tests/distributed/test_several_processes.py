@@ -85,6 +85,9 @@ NORMALISED = (
     "steps.generator.injectors.other={type: generator, generator: normalised, in: lq, out: other}",
     "steps.generator.losses.late={type: pix, criterion: l2, weight: 1, real: hq, fake: other, after: 2}",
 )
+# A sample of the second process, in the fourth iteration.
+BAD = (*RESUMED, "steps.generator.losses.bad={type: toy_bad_sample, in: gen, weight: 0.1, position: 30}")
+POLICIES = ("skip", "rollback")
 STRATEGIES = ("ddp", "fsdp")
 
 
@@ -144,6 +147,8 @@ def session(tmp_path_factory) -> Path:
         jobs |= {f"{name}-{strategy}": (*file, chosen) for name, file in FILES.items()}
         jobs[f"cut-{strategy}"] = (*FILES["gan"], chosen, "train.mega_batch_factor=2")
         jobs[f"resumed-{strategy}"] = (*RESUMED, chosen, "train.niter=3")
+        for policy in POLICIES:
+            jobs[f"{policy}-{strategy}"] = (*BAD, chosen, f"train.health.non_finite={policy}")
     jobs["normalised"] = NORMALISED
     done = torchrun(folder, jobs)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -164,6 +169,15 @@ def test_micro_batches_in_one_and_in_two_processes_give_the_same(session, tmp_pa
     for strategy in STRATEGIES:
         assert_alike(cut, session / f"gan-{strategy}", 8)
         assert_alike(cut, session / f"cut-{strategy}", 8)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_bad_sample_of_one_process_is_everybodys(session, tmp_path, policy):
+    text, *overrides = BAD
+    one = alone(tmp_path, text, *overrides, f"train.health.non_finite={policy}")
+    for strategy in STRATEGIES:
+        assert_alike(one, session / f"{policy}-{strategy}", 8)
+    assert (session / f"{policy}-ddp/crashes/rank1").is_dir()
 
 
 def test_what_no_loss_reaches_is_named_and_stays(session):

@@ -167,7 +167,7 @@ class Trainer:
 
     def _run(self) -> RunResult:
         aside = self.folder.set_aside() if self.resume == "never" else None
-        self.ranks.any(False)  # nobody goes on before that is done
+        self.ranks.wait()
         with LogFile(self.folder.log), StopRequest() as stop:
             if aside is not None:
                 LOGGER.info("the older run was set aside: %s", aside)
@@ -236,7 +236,7 @@ class Trainer:
         progress, logger = self.progress, self.config.logger
         if progress.step < target and self._owes_validation():
             self.validate(stop)
-        while progress.step < target and stop.signal is None:
+        while progress.step < target and (self.ranks.many or stop.signal is None):  # several stop together, further down
             self.clock.waiting()
             STAGE.enter("data")
             try:

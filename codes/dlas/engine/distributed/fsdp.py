@@ -39,6 +39,10 @@ class FullySharded:
                 "train.micro_batch_size: auto cannot be had with distributed.strategy: fsdp, since processes cannot try again "
                 "alone; write a number, or take 'ddp'"
             )
+        if config.eval.tile == "auto":
+            raise ConfigurationError(
+                "eval.tile: auto cannot be had with distributed.strategy: fsdp, since processes must cut alike; write a number"
+            )
         if config.distributed.sync_batchnorm:
             raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
         self.ranks = Ranks.current()

@@ -62,6 +62,10 @@ class Ranks:
         """The largest of the ranks' numbers, likewise."""
         return int(self.any_(torch.tensor(number))) if self.many else number
 
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        self.largest(0)
+
     def gather(self, value: T) -> list[T]:
         """Everybody's value (a plain object that can be pickled), by rank."""
         if not self.many:
