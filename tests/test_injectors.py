@@ -102,6 +102,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resize": ({"in": "x", "out": "o", "scale": 0.5}, image_state()),
     "direct": ({"in": "x", "out": "o"}, image_state()),
     "detach": ({"in": "x", "out": "o"}, image_state()),
+    "all_gather": ({"in": "x", "out": "o"}, image_state()),
     "to_device": ({"in": "x", "out": "o", "device": "cpu"}, image_state()),
     "constant": ({"like": "x", "out": "o", "constant_type": "ones"}, image_state()),
     "concatenate": ({"in": ["x", "y"], "out": "o", "dim": 1}, image_state()),

@@ -69,6 +69,21 @@ class BadSample(Loss):
         return mean * torch.nan if self.position in context.positions else mean
 
 
+@LOSSES.register("toy_contrast")
+class Contrast(Loss):
+    """Each sample of one set is to be nearest to its own among those of the other."""
+
+    def __init__(self, *, in_: StateIn, of: StateIn) -> None:
+        super().__init__()
+        self.one = in_
+        self.other = of
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        one, other = (state[key].float().mean((2, 3)) for key in (self.one, self.other))
+        return nn.functional.cross_entropy(one @ other.t(), torch.arange(len(one)))
+
+
 @INJECTORS.register("toy_death")
 class Death(Injector):
     """Fails, or ends the process, in one rank at one step; out = in."""

@@ -75,6 +75,12 @@ FILES = {
     "gan": (toys.GAN, BATCH),
     "diffusion": (DIFFUSION,),
     "teacher": (TEACHER,),
+    "contrastive": (
+        TEACHER,
+        "steps.generator.injectors.all={type: all_gather, in: gen, out: all}",
+        "steps.generator.injectors.all_hq={type: all_gather, in: hq, out: all_hq}",
+        "steps.generator.losses.contrast={type: toy_contrast, in: all, of: all_hq, weight: 1}",
+    ),
 }
 RESUMED = (toys.PSNR, BATCH, "networks.generator.dropout=0", "train.lr_scheme={type: constant}", "train.val_freq=0")
 # Running statistics, dropout, and a network whose only loss comes late.
