@@ -114,6 +114,7 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     for policy in ("skip", "reduce_lr", "rollback"):  # limits are looked at when an update is bad
         StepHealth().decide("loss", schema.HealthConfig(non_finite=policy), [], 0)
     encode_data_sets(encoding)
+    config.device = "cpu"
     open_group(config, Launch(address="127.0.0.1:0"))
     for strategy in DataParallel(config, torch.device("cpu")), FullySharded(config, torch.device("cpu")):
         strategy.exchange("generator", {})

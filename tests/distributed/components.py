@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import torch
@@ -86,18 +85,18 @@ class Contrast(Loss):
 
 @INJECTORS.register("toy_death")
 class Death(Injector):
-    """Fails, or ends the process, in one rank at one step; out = in."""
+    """Fails, or sends its process a signal, in one rank at one step; out = in."""
 
-    def __init__(self, *, in_: StateIn, out: StateOut, at: int, rank: int, kill: bool = False) -> None:
+    def __init__(self, *, in_: StateIn, out: StateOut, at: int, rank: int, number: int | None = None) -> None:
         self.source = in_
         self.out = out
         self.at = at
         self.rank = rank
-        self.kill = kill
+        self.number = number
 
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         if context.step == self.at and int(os.environ.get("RANK", "0")) == self.rank:
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("the toy has died")
+            if self.number is None:
+                raise RuntimeError("the toy has died")
+            os.kill(os.getpid(), self.number)
         return {self.out: state[self.source]}

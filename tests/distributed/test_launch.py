@@ -41,6 +41,7 @@ def test_torchrun_and_slurm_are_found():
 
 def test_each_process_of_a_machine_has_its_gpu(tmp_path, monkeypatch):
     config = configure(tmp_path, toys.PSNR)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert local_device(config, 1) == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -53,6 +54,9 @@ def test_each_process_of_a_machine_has_its_gpu(tmp_path, monkeypatch):
         local_device(config, 3)
     config.device = "cpu"
     assert local_device(config, 3) == "cpu"
+    config.device = "cuda:1"
+    with pytest.raises(ConfigurationError, match=r"cuda:1 is one GPU"):
+        local_device(config, 1)
 
 
 def test_gpus_of_older_files_are_read(tmp_path):

@@ -17,7 +17,7 @@ import toys
 from runs import checkpoint_tensors, rows, trainer
 
 HERE = Path(__file__).parent
-QUIET = "logger.tensorboard=false"
+COMMON = ("logger.tensorboard=false", "device=cpu")
 BATCH = "datasets.train.batch_size=8"
 TEACHER = """\
 name: teacher
@@ -93,6 +93,7 @@ NORMALISED = (
 )
 # A sample of the second process, in the fourth iteration.
 BAD = (*RESUMED, "steps.generator.losses.bad={type: toy_bad_sample, in: gen, weight: 0.1, position: 30}")
+STOP = "steps.generator.injectors.stop={type: toy_death, in: noisy, out: stopped, at: 3, rank: 1, number: 15}"  # SIGTERM
 POLICIES = ("skip", "rollback")
 STRATEGIES = ("ddp", "fsdp")
 
@@ -103,7 +104,7 @@ def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]]) -> subprocess.Compl
     for number, (name, (text, *overrides)) in enumerate(jobs.items()):
         file = folder / f"{number}.yml"
         file.write_text(text)
-        listed.append([str(file), [f"path.experiments={folder}", QUIET, f"name={name}", *overrides]])
+        listed.append([str(file), [f"path.experiments={folder}", *COMMON, f"name={name}", *overrides]])
     (folder / "jobs.json").write_text(json.dumps(listed))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -119,7 +120,7 @@ def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]]) -> subprocess.Compl
 
 def alone(folder: Path, text: str, *overrides: str) -> Path:
     """Trains a file in this process."""
-    return trainer(folder, text, QUIET, *overrides).run().folder
+    return trainer(folder, text, *COMMON, *overrides).run().folder
 
 
 def assert_same_figures(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -153,6 +154,7 @@ def session(tmp_path_factory) -> Path:
         jobs |= {f"{name}-{strategy}": (*file, chosen) for name, file in FILES.items()}
         jobs[f"cut-{strategy}"] = (*FILES["gan"], chosen, "train.mega_batch_factor=2")
         jobs[f"resumed-{strategy}"] = (*RESUMED, chosen, "train.niter=3")
+        jobs[f"stopped-{strategy}"] = (*RESUMED, chosen, STOP)
         for policy in POLICIES:
             jobs[f"{policy}-{strategy}"] = (*BAD, chosen, f"train.health.non_finite={policy}")
     jobs["normalised"] = NORMALISED
@@ -184,6 +186,13 @@ def test_a_bad_sample_of_one_process_is_everybodys(session, tmp_path, policy):
     for strategy in STRATEGIES:
         assert_alike(one, session / f"{policy}-{strategy}", 8)
     assert (session / f"{policy}-ddp/crashes/rank1").is_dir()
+
+
+def test_a_request_to_stop_that_one_process_gets_stops_both(session):
+    for strategy in STRATEGIES:
+        folder = session / f"stopped-{strategy}"
+        assert (folder / "checkpoints/latest").read_text() == "4"
+        assert "stopped by SIGTERM at step 4" in (folder / "train.log").read_text()
 
 
 def test_what_no_loss_reaches_is_named_and_stays(session):

@@ -89,6 +89,11 @@ def local_device(config: Config, local_rank: int) -> str:
         ConfigurationError: there are more processes on this machine than GPUs for them.
     """
     ids = config.distributed.gpu_ids
+    if config.device.startswith("cuda:") and local_rank:
+        raise ConfigurationError(
+            f"device: {config.device} is one GPU, and several processes were started; write 'device: auto', and which GPUs "
+            "they take under 'distributed.gpu_ids'"
+        )
     if config.device not in ("auto", "cuda") or not torch.cuda.is_available():
         return config.device if config.device != "auto" else "cpu"
     chosen = ids or list(range(torch.cuda.device_count()))
