@@ -244,7 +244,8 @@ class Trainer:
                     batch = next(loader)
             except Stopping:
                 break
-            STAGE.enter("collective")
+            if self.ranks.many:
+                STAGE.enter("collective")
             if stop.agreed(self.ranks):
                 break
             self.clock.working()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from dlas.config import Config
@@ -62,20 +62,20 @@ class FullySharded:
         self._networks = networks
         for name, network in networks.items():
             for block in blocks(network):
-                self._shard(block, self._mesh)
-            self._shard(network, self._mesh)
+                self._shard(block)
+            self._shard(network)
             for method in self._methods.get(name, ()):
                 register_fsdp_forward_method(network, method)
             network.register_load_state_dict_pre_hook(_cut_up)
 
-    def _shard(self, module: nn.Module, mesh: DeviceMesh) -> None:
+    def _shard(self, module: nn.Module) -> None:
         # The whole is given back after each forward pass, too: between passes everything sees the parts.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=self._policy)
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy)
 
     def exchange(self, step: str, named: Mapping[str, Tensor]) -> ShardedExchange:
         """Gradients are cut up and averaged by the networks themselves."""
         del step
-        trained = {name.split(".", 1)[0] for name in named}
+        trained = dict.fromkeys(name.split(".", 1)[0] for name in named)
         return ShardedExchange([self._networks[name] for name in trained])
 
     def any_rank(self, flag: bool) -> bool:
