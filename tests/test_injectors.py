@@ -141,6 +141,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "direct": ({"in": "x", "out": "o"}, image_state()),
     "detach": ({"in": "x", "out": "o"}, image_state()),
     "log": ({"in": ["x", "y"]}, image_state()),
+    "all_gather": ({"in": "x", "out": "o"}, image_state()),
     "to_device": ({"in": "x", "out": "o", "device": "cpu"}, image_state()),
     "constant": ({"like": "x", "out": "o", "constant_type": "ones"}, image_state()),
     "concatenate": ({"in": ["x", "y"], "out": "o", "dim": 1}, image_state()),

@@ -7,10 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
+from dlas.engine.distributed.ddp import DataParallel
+from dlas.engine.distributed.fsdp import FullySharded
+from dlas.engine.distributed.launch import Launch, open_group
 from dlas.engine.encoding import encode_data_sets
 from dlas.engine.health.policy import StepHealth
 from dlas.engine.testing import run_test
@@ -27,7 +31,7 @@ PACKAGE = ROOT / "codes/dlas"
 # Which layer each part of the package is in; imports point to lower numbers only, or stay within a part.
 LAYERS = {
     **dict.fromkeys(["types", "errors"], 0),
-    **dict.fromkeys(["registry", "context"], 1),
+    **dict.fromkeys(["registry", "context", "ranks"], 1),
     **dict.fromkeys(["config", "compat", "layers", "diffusion", "degradations"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
     "explain": 4,
@@ -112,6 +116,11 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     for policy in ("skip", "reduce_lr", "rollback"):  # limits are looked at when an update is bad
         StepHealth().decide("loss", schema.HealthConfig(non_finite=policy), [], 0)
     encode_data_sets(encoding)
+    config.device = "cpu"
+    open_group(config, Launch(address="127.0.0.1:0"))
+    for strategy in DataParallel(config, torch.device("cpu")), FullySharded(config, torch.device("cpu")):
+        strategy.exchange("generator", {})
+    torch.distributed.destroy_process_group()
     evaluation = "name: e\ndatasets:\n  val: {mode: toy_pairs}\n"
     path = tmp_path / "e.yml"
     path.write_text(evaluation)

@@ -563,6 +563,22 @@ class CheckpointsConfig(Section):
 
 
 @dataclass(kw_only=True)
+class DistributedConfig(Section):
+    """Training in several processes: `torchrun --nproc_per_node=N train.py -opt FILE`, one process for each GPU."""
+
+    strategy: Literal["none", "ddp", "fsdp"] | None = opt(
+        None,
+        "ddp: each process holds everything and takes its part of the batch (default with several processes); fsdp: weights, "
+        "gradients, optimiser states and averages are cut up among them, too; none: refuses to be started as several",
+    )
+    gpu_ids: list[NonNegativeInt] = opt([], "GPUs that the processes of a machine take, in order; all of them by default")
+    timeout: PositiveFloat = opt(1800.0, "seconds that a process waits for the others before the run ends")
+    sync_batchnorm: bool = opt(False, "batch normalisation over the batch of all processes (GPUs only)")
+    bucket_mb: PositiveFloat = opt(25.0, "ddp: gradients travel in pieces of this size while the backward pass goes on")
+    gather_dtype: Literal["fp32", "bf16"] = opt("fp32", "fsdp: type of numbers in which weights travel and are computed with")
+
+
+@dataclass(kw_only=True)
 class PathConfig(Section):
     """Where things are read and written."""
 
@@ -601,6 +617,7 @@ class Config(Section):
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"doc": "logs"})
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata={"doc": "writing and keeping"})
     path: PathConfig = field(default_factory=PathConfig, metadata={"doc": "files and folders"})
+    distributed: DistributedConfig = field(default_factory=DistributedConfig, metadata={"doc": "several processes"})
 
     notices: list[Problem] = field(default_factory=list, repr=False, metadata={"internal": True})
 
@@ -634,7 +651,7 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
         BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig,
-        EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, Config,
+        EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip
 

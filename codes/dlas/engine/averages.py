@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlas.config.schema import EmaConfig
 from dlas.data.images.files import write_whole
+from dlas.engine.distributed import Strategy
 from dlas.engine.ema import ModelEma
 from dlas.engine.ema_profiles import Profile, constant, from_step, power, warmed_up
 from dlas.engine.precision import DTYPES
@@ -82,14 +83,20 @@ class Averages:
         """Whether a snapshot is to be written after this many steps."""
         return self.section is not None and step % self.section.every == 0
 
-    def write_snapshot(self, folder: Path, step: int) -> None:
-        """Writes <folder>/ema_snapshots/<step>/<network>.<width>.safetensors, each complete or not at all."""
+    def write_snapshot(self, folder: Path, step: int, strategy: Strategy) -> None:
+        """Writes <folder>/ema_snapshots/<step>/<network>.<width>.safetensors, each complete or not at all.
+
+        All processes must take part; the first one writes.
+        """
         assert self.section is not None
         dtype = DTYPES[self.section.dtype]
         for (name, width), ema in self.tracks.items():
+            state = strategy.gathered(ema.state_dict())
+            if not strategy.ranks.main:
+                continue
             tensors = {
                 key: (value.to("cpu", dtype) if value.is_floating_point() else value.cpu()).contiguous()
-                for key, value in ema.state_dict().items()
+                for key, value in state.items()
                 if isinstance(value, Tensor)
             }
             write_whole(folder / SNAPSHOTS / str(step) / f"{name}.{width:g}.safetensors", save(tensors))

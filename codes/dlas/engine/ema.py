@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dlas.engine.distributed.tensors import cut_like
 from dlas.engine.ema_profiles import Profile, constant
 from dlas.errors import CheckpointError
 
@@ -160,7 +161,7 @@ class ModelEma:
                 "they belong to a network with other options"
             )
         for name, target in targets.items():
-            target.copy_(state[name])
+            target.copy_(cut_like(target, state[name]))
 
     def _by_tensor(self) -> dict[int, Tensor]:
         # By identity and not by name: a network may give its entries other names in its state dict.

@@ -12,6 +12,7 @@ from torch import nn
 from dlas.context import Context
 from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
+from dlas.engine.distributed import Single, Strategy
 from dlas.engine.first_batch import FirstBatch
 from dlas.engine.freezing import Freeze
 from dlas.engine.health import HealthMonitor
@@ -39,6 +40,7 @@ class IterationRunner:
         device: where everything runs.
         layout: memory format of images.
         health: watches the steps' updates.
+        strategy: how the run is spread over processes; a single one by default.
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
         freezes: parameters that are not trained for part of the run.
     """
@@ -54,6 +56,7 @@ class IterationRunner:
         device: torch.device,
         layout: torch.memory_format,
         health: HealthMonitor | None = None,
+        strategy: Strategy | None = None,
         on_error: StepErrorHandler | None = None,
         freezes: Sequence[Freeze] = (),
     ) -> None:
@@ -65,9 +68,12 @@ class IterationRunner:
         self.device = device
         self.layout = layout
         self.health = health
+        self.strategy = strategy or Single()
         self.on_error = on_error
         self.freezes = freezes
         self.first_batch = FirstBatch(networks)
+        trained = [networks[name] for step in steps for name in step.trained]
+        self._changing = [*trained, *(each.loss for step in steps for each in step.losses)]  # modules whose buffers may
         self._focus: tuple[frozenset[str], list[Freeze]] | None = None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
@@ -97,6 +103,7 @@ class IterationRunner:
             parts = self._run_step(step, parts, completed, log_gradients)
             if step.updates(completed):
                 self._tell_updated(step.trained)
+        self.strategy.share_buffers(self._changing)
         if self.averages is not None:
             self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
             self.first_batch.restart(self.averages, waiting)

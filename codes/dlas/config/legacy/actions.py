@@ -149,10 +149,14 @@ def fp16(found: Found) -> None:
 
 
 def gpu_ids(found: Found) -> None:
-    """`gpu_ids: [1]` -> `device: cuda:1`."""
+    """`gpu_ids: [1]` -> `device: cuda:1`; several -> `distributed.gpu_ids`."""
     ids, key_mark, value_mark = found.holder.take(found.key)
-    if not isinstance(ids, list) or len(ids) > 1 or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        found.place.note("expected a list with one GPU number", "to train on several GPUs start one process for each")
+    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        found.place.note("expected a list of GPU numbers", "for instance [0]")
+        return
+    if len(ids) > 1:
+        words = f"read as 'distributed.gpu_ids'; start one process for each: torchrun --nproc_per_node={len(ids)} train.py ..."
+        found.become("distributed.gpu_ids", ids, key_mark, value_mark, words)
         return
     # A file that says `gpu_ids: [0]` must also run where there is no GPU, so number 0 means "the device there is".
     device = f"cuda:{ids[0]}" if ids and ids[0] > 0 else "auto"

@@ -69,6 +69,7 @@ _VIDEO = "pictures are written, one a frame; ffmpeg joins them into a video"
 _COPY = "checkpoints are copied nowhere"
 
 _USE_EMA_MODEL = "DL-Art-School ignored it under this name, and sampled with the network's own weights"
+_BY_TORCH = "torch.distributed is used: nccl on GPUs, gloo on CPUs"
 _EVENLY = "timesteps are spread evenly over a batch of any size"
 
 TOP = [
@@ -77,7 +78,7 @@ TOP = [
     _supported("scale", "where every data set and network of the file says another one, that is taken"),
     _dropped("distortion", _UNREAD, "sr"),
     _dropped("suffix", _UNREAD, None),
-    _translated("gpu_ids", "`device`; one number at most", actions.gpu_ids, [0]),
+    _translated("gpu_ids", "`device`, or `distributed.gpu_ids` where there are several", actions.gpu_ids, [0]),
     _translated("fp16", "`precision: fp16` or `fp32`", actions.fp16, True),
     _refused("grad_scaler_enabled", "gradients are scaled with 'precision: fp16' only", "write that", (False, None)),
     _moved("use_tb_logger", "logger.tensorboard", True),
@@ -112,10 +113,10 @@ TOP = [
     _supported("checkpointing_enabled", "off where it is not given"),
     _moved("cuda_benchmarking_enabled", "cudnn_benchmark", True),
     _supported("anomaly_detection"),
-    _refused("dist_backend", "the run is one process", "remove it", (None, "nccl"), "the run is one process", "apex"),
-    _refused("dist", "the run is one process", "remove it", (False, None), "the run is one process"),
-    _dropped("ddp_find_unused_parameters", "the run is one process"),
-    _dropped("ddp_static_graph", "the run is one process"),
+    _dropped("dist_backend", _BY_TORCH, "apex"),
+    _dropped("dist", "the way in which it is started decides: torchrun or srun", True),
+    _dropped("ddp_find_unused_parameters", "parameters without a gradient need no option", True),
+    _dropped("ddp_static_graph", "steps may change while they run, at no cost", True),
     _dropped("keep_optimizer_states_on_cpu", "the states stay on the device: the same result, with more memory"),
     _refused(
         "automatically_scale_grads_for_fanin",
