@@ -20,6 +20,19 @@ def add_up(*totals: Tensor) -> None:
             distributed.all_reduce(total)
 
 
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes; `values` itself stays."""
+    if are_many():
+        values = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(values)
+    return values
+
+
+def how_many() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if are_many() else 1
+
+
 def largest(number: int, device: torch.device) -> int:
     """The largest of the processes' numbers; waits for the device."""
     if not are_many():

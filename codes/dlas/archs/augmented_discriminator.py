@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dlas.archs import create_network
 from dlas.layers.augment import AUGMENTATIONS
-from dlas.layers.vector_quantizer import everywhere
+from dlas.ranks import summed
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveInt
 
@@ -120,7 +120,7 @@ class AugmentedDiscriminator(nn.Module):
         chance = self.p.clone()
         if self.target is not None:
             signs = logits.detach().float().sign().nan_to_num().flatten(1).mean(1)
-            found = everywhere(torch.stack((signs.sum(), self.seen.new_full((), len(signs)))))
+            found = summed(torch.stack((signs.sum(), self.seen.new_full((), len(signs)))))
             self.signs += found[0]
             self.seen += found[1]
             due = self.seen >= self.window

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dlas.layers.invertible_conv import InvertibleConv, log_determinant
 from dlas.layers.kept import Kept
+from dlas.ranks import how_many, summed
 
 Maps = tuple[Tensor, Tensor]
 """Shift and, before its sigmoid or exponential, scale of an affine map."""
@@ -84,8 +85,8 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:
         # Moments around zero would cancel where the mean is large: first the mean, then the deviation from it.
-        mean = _mean_over_processes(x.mean((0, 2, 3), keepdim=True))
-        deviation = _mean_over_processes((x - mean).square().mean((0, 2, 3), keepdim=True)).sqrt()
+        mean = summed(x.mean((0, 2, 3), keepdim=True)) / how_many()
+        deviation = (summed((x - mean).square().mean((0, 2, 3), keepdim=True)) / how_many()).sqrt()
         fresh = ~self.bias.any()  # stays on the device: nothing waits for it
         self.bias.copy_(torch.where(fresh, -mean, self.bias))
         self.logs.copy_(torch.where(fresh, -(deviation + DEVIATION_FLOOR).log(), self.logs))
@@ -94,14 +95,6 @@ class ActNorm(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         self.stage = self.stage.new_zeros(1 if self.bias.is_meta or not self.bias.any() else 2)
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.contiguous()
-        torch.distributed.all_reduce(value)
-        return value / torch.distributed.get_world_size()
-    return value
 
 
 class NormedConv(nn.Conv2d):

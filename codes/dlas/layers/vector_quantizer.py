@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlas.ranks import are_many, summed
+
 EPS = 1e-5
 """Added to how often each code is used, so that none divides by 0."""
 
@@ -264,7 +266,7 @@ class ExpiringVectorQuantizer(VectorQuantizer):
             codes.lerp_(means, 1 - decay)
         else:
             super()._follow(vectors, indices, used, decay)
-            counts = everywhere(used)
+            counts = summed(used)
         self.codebook_misses.add_(1).mul_(counts == 0)
         expired = self.codebook_misses >= self.patience
         fresh = drawn(vectors, len(codes))
@@ -308,7 +310,7 @@ def drawn(vectors: Tensor, count: int) -> Tensor:
     Every vector is as likely as any other, on whichever process it is and however many that has.
     """
     places = torch.rand(count, dtype=torch.float64, device=vectors.device)
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not are_many():
         return vectors[(places * len(vectors)).long()]
     torch.distributed.broadcast(places, 0)
     sizes = torch.zeros(torch.distributed.get_world_size(), dtype=torch.int64, device=vectors.device)
@@ -324,15 +326,7 @@ def drawn(vectors: Tensor, count: int) -> Tensor:
 def totals(vectors: Tensor, indices: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     """Over all processes: the sums of vectors (N, C) that have each code, (K, C), and how many these are, (K,)."""
     sums = vectors.new_zeros(len(used), vectors.shape[1]).index_add_(0, indices, vectors)
-    return everywhere(sums), everywhere(used)
-
-
-def everywhere(values: Tensor) -> Tensor:
-    """The sum over all processes, so that there is one codebook for them; `values` itself stays."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-    return values
+    return summed(sums), summed(used)
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:

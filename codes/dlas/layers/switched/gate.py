@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlas.layers.switched.routing import NoisyRouter, Routed, RouterForm, route_top1
+from dlas.ranks import add_up
 
 NormForm: TypeAlias = Literal["sum_to_one", "rescaled"]
 """sum_to_one: shares are renormalised after the division (June 2020 to May 2021). rescaled: they are not; the divisor itself
@@ -63,8 +64,7 @@ class SwitchNorm(nn.Module):
     @torch.no_grad()
     def _remember(self, shares: Tensor) -> None:
         used = shares.sum(dim=(0, 2, 3), dtype=torch.float32)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(used)
+        add_up(used)
         self.accumulator.index_copy_(0, self.accumulator_index, (used / used.mean())[None].to(self.accumulator.dtype))
         self.accumulator_index += 1
         self.accumulator_filled |= (self.accumulator_index == len(self.accumulator)).long()
