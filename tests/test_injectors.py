@@ -60,6 +60,9 @@ class NearestMean(nn.Module):
         return -(candidates.flatten(2).mean(2) - condition.flatten(1).mean(1, keepdim=True)).abs()
 
 
+SWITCHED = {"layers": ["conv_last"], "breadth": 2, "norm": None, "dropout": 0.0}
+
+
 class Widened(nn.Module):
     """A flow of one step: pictures are twice their latents, plus the condition."""
 
@@ -88,6 +91,7 @@ class Widened(nn.Module):
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
     networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor(), "flow": Widened()}
     networks["clip"] = NearestMean()
+    networks["switching"] = create_network({"which_model": "RRDBNet", "nf": 8, "nb": 1, "gc": 4, "switched": SWITCHED})
     networks["prior"] = create_network({"which_model": "token_transformer", **TokenTransformer.tiny()[0]})
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
@@ -188,6 +192,8 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flow_gaussian_nll": ({"generator": "flow", "hq": "large", "lq": "small", "out": "o"}, FLOW_STATE),
     "flow_sample": ({"generator": "flow", "lq": "small", "out": "o", "heat": [0, 0.9]}, FLOW_STATE),
     "diversity": ({"in": "series", "out": "o", "measure": "local_gain", "target": "x"}, SERIES),
+    "switched_generator": ({"generator": "switching", "in": "x", "out": "o", "switches": "s"}, image_state()),
+    "switch_maps": ({"in": "s", "out": "o"}, {"s": {"last": {"chosen": torch.eye(3)[:, :, None, None].expand(-1, -1, 4, 6)}}}),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
 }
 
