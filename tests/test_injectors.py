@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import spoken
 from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.errors import ConfigurationError, TrainingError
@@ -54,6 +55,7 @@ class NoisePredictor(nn.Module):
 
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
     networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor()}
+    networks |= spoken.networks()
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
@@ -134,6 +136,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         image_state(),
     ),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
+    **spoken.INJECTORS,
 }
 
 

@@ -34,12 +34,7 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "nv_waveglow": "WaveGlow",
         "clvp": "CLVP",
     },
-    "injector": {
-        "mel_spectrogram": "speech",
-        "torch_mel_spectrogram": "speech",
-        "normalize_mel": "speech",
-        "discrete_token": "speech",
-    },
+    "injector": {},
     "loss": {
         "nv_tacotron2_loss": "loss of Tacotron 2",
         "crossentropy": "classification",
@@ -48,10 +43,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
     },
     "dataset": {
         "byol_dataset": "two views of each image",
-        "nv_tacotron": "speech with its text",
-        "unsupervised_audio": "audio files",
-        "paired_voice_audio": "speech with its text",
-        "fast_paired_voice_audio": "speech with its text",
         "multi_frame_extensible": "frames of videos",
         "paired_frame": "stereo pairs",
         "multiscale": "pyramids of patches",

@@ -70,7 +70,8 @@ def mel_filters(sampling_rate: int, n_fft: int, bins: int, fmin: float, fmax: fl
         )
     frequency = torch.linspace(0, sampling_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     first, last = to_mel(torch.tensor([fmin, fmax], dtype=torch.float64), scale)
-    corners = to_hertz(torch.linspace(first.item(), last.item(), bins + 2, dtype=torch.float64), scale)
+    # Without numbers of the tensors' contents, which a rehearsal on tensors without contents could not give.
+    corners = to_hertz(first + (last - first) * torch.linspace(0, 1, bins + 2, dtype=torch.float64), scale)
     low, middle, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     triangles = torch.minimum((frequency - low) / (middle - low), (high - frequency) / (high - middle)).clamp(min=0)
     return (triangles * 2 / (high - low)).float()

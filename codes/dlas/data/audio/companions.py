@@ -1,0 +1,106 @@
+"""Other clips of the same voice: what a network is told a voice by, which must not be the clip that it is to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlas.data.audio.batches import pad_to
+from dlas.data.audio.files import SUFFIXES, read_part
+from dlas.data.audio.manifests import Utterance
+from dlas.data.base import BadSample
+from dlas.errors import DataError, printable
+
+Alone: TypeAlias = Literal["error", "skip", "self"]
+"""What becomes of the only clip of a speaker: the run ends, it is left out, or it is its own companion."""
+
+_EXAMPLES = 3
+
+
+def by_speaker(clips: Sequence[Utterance], alone: Alone) -> tuple[list[Utterance], dict[str, list[Path]]]:
+    """The clips that have companions, and the files of each speaker.
+
+    Raises:
+        DataError: some have none, and `alone` is `error`; or nothing is left.
+    """
+    voices: dict[str, list[Path]] = {}
+    for clip in clips:
+        voices.setdefault(clip.speaker, []).append(clip.path)
+    single = [clip for clip in clips if len(set(voices[clip.speaker])) == 1]
+    if single and alone == "error":
+        shown = ", ".join(printable(clip.path) for clip in single[:_EXAMPLES])
+        raise DataError(
+            f"{len(single)} of {len(clips)} clips are the only one of their speaker: {shown}"
+            f"{', ...' if len(single) > _EXAMPLES else ''}. Conditioning takes another clip of the same voice: add some, or "
+            "say `only_clip: skip` (leave them out) or `self` (the clip itself, which the network then learns to copy)"
+        )
+    if alone == "skip":
+        clips = [clip for clip in clips if len(set(voices[clip.speaker])) > 1]
+    if not clips:
+        raise DataError("no clip has another one of its speaker; conditioning needs two clips of a voice")
+    return list(clips), voices
+
+
+@lru_cache(maxsize=4096)
+def in_folder(folder: Path) -> list[Path]:
+    """Sound files of a folder, by name: where the list does not tell speakers, a folder is one."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Draws parts of other clips.
+
+    Args:
+        count: how many for each clip.
+        length: samples of each; shorter clips are filled up with zeros.
+        rate: in Hz.
+        alone: what is done about a clip without others.
+    """
+
+    count: int
+    length: int
+    rate: int
+    alone: Alone
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is drawn for a clip: (1, length), or of several (count, 1, length)."""
+        return (1, self.length) if self.count == 1 else (self.count, 1, self.length)
+
+    def beside(self, path: Path, of_voice: Sequence[Path], random: np.random.Generator) -> tuple[Tensor, bool]:
+        """Parts of other clips, drawn without putting them back as long as there are enough.
+
+        Args:
+            path: the clip.
+            of_voice: clips of its voice, with or without itself.
+            random: draws.
+
+        Returns:
+            The parts, of `shape`, and whether they are of the clip itself.
+
+        Raises:
+            BadSample: there are no others, or a file is unusable.
+        """
+        files = [each for each in of_voice if each != path]
+        alone = not files
+        if alone:
+            if self.alone != "self":
+                raise BadSample(
+                    path, "is the only clip of its speaker, so no other can tell the voice; add some, or say `only_clip: self`"
+                )
+            files = [path]
+        chosen: list[int] = []
+        while len(chosen) < self.count:
+            chosen += random.permutation(len(files)).tolist()[: self.count - len(chosen)]
+        parts = [
+            pad_to(read_part(files[each], self.rate, self.length, random.random())[None], [1, self.length]) for each in chosen
+        ]
+        return torch.stack(parts).reshape(self.shape), alone
