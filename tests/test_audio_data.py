@@ -20,7 +20,7 @@ from dlas.data.sampler import SampleOrder
 from dlas.engine.dryrun import dry_run
 from dlas.errors import ConfigurationError, DataError
 from dlas.layers.mel import MelSpectrogram
-from spoken import TOKENIZER, WORDS, corpus, tone
+from spoken import MEL_NORMS, TOKENIZER, WORDS, corpus, tone
 
 RATE = 22050
 
@@ -235,7 +235,7 @@ steps:
     optimizer: adamw
     optimizer_params: {lr: 1e-3}
     injectors:
-      mel: {type: torch_mel_spectrogram, in: wav, out: mel}
+      mel: {type: torch_mel_spectrogram, in: wav, out: mel, mel_norm_file: NORMS}
       codes: {type: discrete_token, in: mel, out: all_codes}
       cut: {type: slice, in: all_codes, out: codes, dim: 1, end: -1}
       clips: {type: for_each, subtype: torch_mel_spectrogram, in: conditioning, out: clips}
@@ -250,7 +250,7 @@ steps:
       mel: {type: direct, key: mel_loss, weight: 1}
 train: {niter: 2}
 """
-    (tmp_path / "o.yml").write_text(text)
+    (tmp_path / "o.yml").write_text(text.replace("NORMS", str(MEL_NORMS)))
     found = dry_run(load(tmp_path / "o.yml"))
     assert found.problems == []
     shapes = {entry.key: entry.value for entry in found.iterations[0].state}
