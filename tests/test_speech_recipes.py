@@ -50,13 +50,15 @@ def shrunk(stage, clips, folder):
         "logger.print_freq": 1,
         "logger.tensorboard": "false",
     }
-    data = config.datasets["train"]
-    if data.mode == "paired_voice_audio":
-        told |= {"datasets.train.path": clips, "datasets.train.fetcher_mode": "jsonl"}
-        told |= {"datasets.train.tokenizer_vocab": TOKENIZER, "datasets.train.max_wav_length": 19000}
-        told |= {"datasets.train.conditioning_length": 4704} if data.options.get("load_conditioning") else {}
-    else:
-        told |= {"datasets.train.path": clips.parent, "datasets.train.pad_to_samples": 3840, "datasets.train.min_length": 3840}
+    for phase, data in config.datasets.items():
+        own = {"path": clips if data.mode == "paired_voice_audio" else clips.parent}
+        if data.mode == "paired_voice_audio":
+            own |= {"fetcher_mode": "jsonl", "tokenizer_vocab": TOKENIZER, "max_wav_length": 19000}
+            own |= {"conditioning_length": 4704} if data.options.get("load_conditioning") else {}
+        else:
+            own |= {"pad_to_samples": 3840, "min_length": 3840}
+        told |= {f"datasets.{phase}.{key}": value for key, value in own.items()}
+    told |= {"train.val_freq": 2} if "val" in config.datasets else {}
     for name, network in config.networks.items():
         if network.which_model == "random_latent_converter":
             told[f"networks.{name}.channels"] = {"rlg_auto": 8, "rlg_diffuser": 16}[name]
@@ -87,8 +89,11 @@ def test_recipes_train_shrunk(stage, clips, tmp_path):
         assert moved == run.config.networks[name].trainable, name
     assert run.progress.bad_files == {} or stage in ("autoregressive", "diffusion", "diffusion_latents", "clvp")
     assert all("max_wav_length is 19000" in reason for reason in run.progress.bad_files.values())
-    figures = (tmp_path / run.config.name / "metrics.jsonl").read_text().splitlines()
-    assert all(torch.tensor(value).isfinite() for value in json.loads(figures[-1]).values() if isinstance(value, float))
+    rows = [json.loads(line) for line in (tmp_path / run.config.name / "metrics.jsonl").read_text().splitlines()]
+    assert all(torch.tensor(value).isfinite() for row in rows for value in row.values() if isinstance(value, float))
+    validated = [row for row in rows if row["phase"] == "val"]
+    assert len(validated) == ("val" in run.config.datasets)
+    assert all(row.keys() >= set(run.config.eval.values) for row in validated)
 
 
 def test_every_recipe_is_tried():
