@@ -159,7 +159,7 @@ def test_conditioning_is_of_the_same_speaker_and_never_the_clip_itself(tmp_path)
 def test_speakers_of_two_corpora_are_different_ones(tmp_path):
     lists = [str(corpus(tmp_path / name, speakers=1, clips=2)) for name in ("a", "b")]
     dataset = paired(lists, load_conditioning=True)
-    assert [clip.speaker for clip in dataset.clips] == ["0/0", "0/0", "1/0", "1/0"]
+    assert [clip.voice for clip in dataset.clips] == [(0, "0")] * 2 + [(1, "0")] * 2
     assert sample(paired(lists, types=[5, 6]), index=2)["type"] == 6
     with pytest.raises(ConfigurationError, match="2 paths, 2 fetcher_mode and 1 types"):
         paired(lists, types=[1])

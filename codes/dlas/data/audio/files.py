@@ -139,6 +139,6 @@ def _tell_once(kind: str, path: str | Path, words: str) -> None:
         _LOG.warning("%s %s (further files of this kind are not named)", printable(path), words)
 
 
-def joined_paths(path: str | Path | Sequence[str]) -> list[Path]:
+def as_paths(path: str | Path | Sequence[str]) -> list[Path]:
     """One path or several, as a list."""
     return [Path(each).expanduser() for each in ([path] if isinstance(path, str | Path) else path)]

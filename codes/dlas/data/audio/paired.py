@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from dlas.data.audio.batches import pad_to_longest
-from dlas.data.audio.companions import Alone, Companions, by_speaker, in_folder
-from dlas.data.audio.files import joined_paths, read_sound
-from dlas.data.audio.manifests import Utterance, read_utterances, split_line
+from dlas.data.audio.companions import Alone, Companions, by_voice, in_folder
+from dlas.data.audio.files import as_paths, read_sound
+from dlas.data.audio.manifests import Utterance, Voice, read_utterances, split_line
 from dlas.data.base import BadSample, Buckets, Dataset, Request, Sample, TensorSpec
 from dlas.data.text.cleaning import Cleaner
 from dlas.data.text.symbols import LetterTokenizer
@@ -121,7 +121,7 @@ class _Listed(Dataset):
     """What data sets of a list of clips have in common. A subclass sets the attributes."""
 
     clips: list[Utterance]
-    voices: dict[str, list[Path]]
+    voices: dict[Voice, list[Path]]
     reader: Reader
     companions: Companions | None
     bucket_batches: int
@@ -151,13 +151,13 @@ class _Listed(Dataset):
         if self.companions is None:
             self.clips, self.voices = clips, {}
         else:
-            self.clips, self.voices = by_speaker(clips, self.companions.alone)
+            self.clips, self.voices = by_voice(clips, self.companions.alone)
 
     def _read(self, request: Request) -> Sample:
         clip = self.clips[request.index]
         sample = self.reader.read(clip.path, clip.text)
         if self.companions is not None:
-            sample |= conditioning(self.companions, clip.path, self.voices[clip.speaker], request)
+            sample |= conditioning(self.companions, clip.path, self.voices[clip.voice], request)
         return sample
 
 
@@ -237,7 +237,7 @@ class PairedVoiceAudio(_Listed):
         bucket_batches: NonNegativeInt = 0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
-        paths = joined_paths(path)
+        paths = as_paths(path)
         layouts = [fetcher_mode] * len(paths) if isinstance(fetcher_mode, str) else fetcher_mode
         numbers = [0] * len(paths) if types is None else types
         if not len(paths) == len(layouts) == len(numbers):
@@ -257,15 +257,8 @@ class PairedVoiceAudio(_Listed):
         self.bucket_batches = bucket_batches
         self.on_bad_file = on_bad_file
         corpora = [read_utterances(each, layout) for each, layout in zip(paths, layouts, strict=True)]
-        # Speakers of different corpora are different ones, whatever their names.
-        self._list(
-            [
-                Utterance(clip.path, clip.text, f"{corpus}/{clip.speaker}")
-                for corpus, clips in enumerate(corpora)
-                for clip in clips
-            ]
-        )
-        self.types = dict(enumerate(numbers))
+        self._list([replace(clip, corpus=corpus) for corpus, clips in enumerate(corpora) for clip in clips])
+        self.types = numbers
 
     @classmethod
     def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
@@ -273,8 +266,7 @@ class PairedVoiceAudio(_Listed):
         return None if sample is None else sample | {"type": 0}
 
     def __getitem__(self, request: Request) -> Sample:
-        corpus = int(self.clips[request.index].speaker.partition("/")[0])
-        return self._read(request) | {"type": self.types[corpus]}
+        return self._read(request) | {"type": self.types[self.clips[request.index].corpus]}
 
 
 @DATASETS.register("nv_tacotron")
@@ -350,7 +342,7 @@ class TacotronAudio(_Listed):
         self.spectrogram = MelSpectrogram(
             sampling_rate=sample_rate, n_mel_channels=n_mel_channels, mel_fmin=mel_fmin, mel_fmax=mel_fmax
         )
-        self._list([clip for each in joined_paths(path) for clip in read_utterances(each, fetcher_mode)])
+        self._list([clip for each in as_paths(path) for clip in read_utterances(each, fetcher_mode)])
 
     def __getitem__(self, request: Request) -> Sample:
         sample = self._read(request)
@@ -430,7 +422,7 @@ class FastPairedVoiceAudio(Dataset):
         text_cleaner: Literal["english", "basic", "transliteration"] = "english",
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
-        self.lists = joined_paths(path)
+        self.lists = as_paths(path)
         self.places = [_line_starts(each) for each in self.lists]
         self.ends = list(itertools.accumulate(len(each) for each in self.places))
         self.reader = Reader(
