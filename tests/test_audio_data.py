@@ -17,6 +17,7 @@ from dlas.data.audio.manifests import read_utterances
 from dlas.data.base import BadSample, Buckets, Request, create_dataset
 from dlas.data.loader import build_loader
 from dlas.data.sampler import SampleOrder
+from dlas.data.text.symbols import LetterTokenizer
 from dlas.engine.dryrun import dry_run
 from dlas.errors import ConfigurationError, DataError
 from dlas.layers.mel import MelSpectrogram
@@ -208,6 +209,12 @@ def test_texts_without_letters_are_bad_files(tmp_path):
     (tmp_path / "list.tsv").write_text("\u2603\ta.wav\n")
     with pytest.raises(BadSample, match="has no text: nothing is left"):
         sample(paired(tmp_path / "list.tsv", fetcher_mode="tsv", use_bpe_tokenizer=False, tokenizer_vocab=None))
+
+
+def test_letters_have_the_numbers_of_tacotrons_table():
+    assert LetterTokenizer().encode("Ab, $5_!") == [38, 39, 6, 11, *(38 + ord(each) - ord("a") for each in "five"), 11, *(
+        38 + ord(each) - ord("a") for each in "dollars"
+    ), 2]  # fmt: skip
 
 
 def test_tokenizers_are_chosen(tmp_path):
