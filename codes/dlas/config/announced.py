@@ -30,13 +30,10 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "resnet50": "ResNet-50",
         "resnet52": "ResNet-50 under its older name",
         "lucidrains_dvae": "discrete autoencoder of TorToiSe",
-        "nv_tacotron2": "Tacotron 2",
-        "nv_waveglow": "WaveGlow",
         "clvp": "CLVP",
     },
     "injector": {},
     "loss": {
-        "nv_tacotron2_loss": "loss of Tacotron 2",
         "crossentropy": "classification",
         "cross_entropy": "classification",
         "stylegan2_divergence": "StyleGAN2",
