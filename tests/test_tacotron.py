@@ -190,6 +190,7 @@ class TestLoss:
 
     def test_different_bins(self) -> None:
         state = {"mel": torch.zeros(1, 80, 5), "made": torch.zeros(1, 100, 5), "corrected": torch.zeros(1, 100, 5)}
+        state |= {"gate": torch.zeros(1, 5), "logits": torch.zeros(1, 5)}
         with pytest.raises(ValueError, match="check n_mel_channels"):
             LOSSES.create("nv_tacotron2_loss", self.KEYS)(state, Context({}))
 

@@ -48,7 +48,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
     "evaluator": {
         "flow_gaussian_nll": "likelihood of SRFlow's latents",
         "flownet_gaussian": "likelihood of SRFlow's latents, under its older name",
-        "mel": "loss of Tacotron 2 on a validation set",
         "single_point_pair_contrastive_eval": "distances between features of points",
         "style_transfer": "Fréchet distance",
         "sr_style_transfer": "Fréchet distance",
@@ -57,9 +56,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "wer": "word error rate",
         "audio_diffusion_fid": "speech",
         "music_diffusion_fid": "music",
-    },
-    "option": {
-        "logger.is_mel_spectrogram": "pictures of mel spectrograms",
     },
 }
 """Kind -> name -> what it is. An entry goes when its thing is built."""
@@ -79,7 +75,7 @@ def note_not_built(kind: str, name: str, cursor: Cursor) -> bool:
     if meaning is None:
         return False
     article = "an" if kind[0] in "aeiou" else "a"
-    said = f"no {kind} is called '{name}' yet ({meaning})" if kind != "option" else f"not supported yet ({meaning})"
+    said = f"no {kind} is called '{name}' yet ({meaning})"
     fix = f"DL-Art-School has {article} {kind} of this name; it is planned here"
     cursor.problems.append(NotBuiltYet(cursor.mark, cursor.path, said, fix, kind=kind, name=name))
     return True

@@ -387,7 +387,10 @@ class EvalConfig(Section):
         "of a sheet, val/<set>/<step>.<key>.png and TensorBoard",
     )
     num_strips: NonNegativeInt = opt(8, "rows of these sheets")
-    save_images: bool = opt(True, "write val/<set>/<image>/<step>.png")
+    save_images: bool = opt(True, "write val/<set>/<image>/<step>.png, of sound also .wav")
+    sampling_rate: PositiveInt | None = opt(
+        None, "what the network makes is sound, (batch, samples) or (batch, 1, samples) in [-1, 1], of so many Hz"
+    )
 
     @property
     def figures(self) -> list[str]:
@@ -418,7 +421,9 @@ class LoggerConfig(Section):
     print_freq: PositiveInt = opt(100, "iterations between log lines")
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
-    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals")
+    visuals: list[str] = opt(
+        [], "state keys whose pictures, spectrograms, alignments or sound (as a spectrogram) are written to <run>/visuals"
+    )
     visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
 

@@ -39,6 +39,7 @@ from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.progress import Progress
+from dlas.engine.results import as_pictures
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 from dlas.engine.step_state import restore_step, step_state
@@ -395,16 +396,20 @@ class Trainer:
     def _write_visuals(self, part: MicroBatch) -> None:
         for key in self.config.logger.visuals:
             value = part.state.get(key)
-            if not isinstance(value, Tensor) or value.dim() != 4:
+            reverse = self.config.logger.reverse_n1_to_1
+            if not isinstance(value, Tensor) or (images := as_pictures(value, reverse)) is None:
                 if key not in self._not_shown:
                     LOGGER.warning(
                         "logger.visuals: '%s' is not a batch of images in the state at step %d", key, self.progress.step
                     )
                 self._not_shown.add(key)
                 continue
-            images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
+            drawn = value.dim() != 4
+            sheet = grid(images, columns=1 if drawn else 8)
             target = self.folder.visuals / key / f"{self.progress.step}.png"
-            self.folder.dispensable("visuals", partial(write_png, target, grid(images)))
+            self.folder.dispensable("visuals", partial(write_png, target, sheet))
+            if drawn:
+                self.recorder.image(f"visuals/{key}", sheet, self.progress.step)
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.

@@ -13,6 +13,7 @@ from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.progress import Progress
+from dlas.engine.results import is_sound, write_result
 from dlas.engine.sheets import Sheets
 from dlas.engine.stage import STAGE
 from dlas.errors import printable
@@ -116,13 +117,15 @@ class Validation:
             beside = {"hq": "target", "lq": "input", self.config.eval.baseline: "baseline"}
 
             def write() -> None:
-                write_png(folder / (f"{step}.raw.png" if result.prefix else f"{step}.png"), result.output[0])
+                write_result(folder / (f"{step}.raw" if result.prefix else f"{step}"), result.output, self.config.eval)
                 for label, which in beside.items():
-                    file = folder / f"{label}.png"
-                    if not file.exists() and (picture := getattr(result, which)) is not None:
-                        write_png(file, picture[0])
+                    if not (folder / f"{label}.png").exists() and (picture := getattr(result, which)) is not None:
+                        write_result(folder / label, picture, self.config.eval)
 
             self.folder.dispensable("pictures of the validation", write)
-        if result.position < self.config.eval.num_sheets and result.input is not None:
+        rate = self.config.eval.sampling_rate
+        if result.position < self.config.eval.num_sheets and rate is not None and is_sound(result.output):
+            recorder.sound(f"{name}/{result.prefix}{result.name}", result.output[0].flatten(), rate, step)
+        elif result.position < self.config.eval.num_sheets and result.input is not None:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
             recorder.image(f"{name}/{result.prefix}{result.name}", comparison_sheet(row), step)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from dlas.context import Context
+from dlas.layers.tacotron_error import tacotron_errors
 from dlas.losses.base import Loss, State
 from dlas.registry import LOSSES
 from dlas.types import StateIn
@@ -24,7 +25,7 @@ class Tacotron2Loss(Loss):
         gate_target_key: 1 from the last frame on, else 0, (B, F).
         gate_output_key: logits of that.
 
-    Source: Shen et al., ICASSP 2018 (arXiv:1712.05884), section 2.2; the gate: section 2.2, "stop token".
+    Source: Shen et al., ICASSP 2018 (arXiv:1712.05884), section 2.2.
     """
 
     def __init__(
@@ -37,29 +38,8 @@ class Tacotron2Loss(Loss):
         gate_output_key: StateIn,
     ) -> None:
         super().__init__()
-        self.mel_target = mel_target_key
-        self.mel_output = mel_output_key
-        self.postnet_output = mel_output_postnet_key
-        self.gate_target = gate_target_key
-        self.gate_output = gate_output_key
+        self.keys = (mel_target_key, mel_output_key, mel_output_postnet_key, gate_target_key, gate_output_key)
 
     def forward(self, state: State, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        target = state[self.mel_target].float()
-        parts = {
-            "mel_loss": F.mse_loss(self._made(state, self.mel_output, target), target),
-            "postnet_loss": F.mse_loss(self._made(state, self.postnet_output, target), target),
-            "gate_loss": F.binary_cross_entropy_with_logits(
-                state[self.gate_output].float(), state[self.gate_target].float().view_as(state[self.gate_output])
-            ),
-        }
-        loss = parts["mel_loss"] + parts["postnet_loss"] + parts["gate_loss"]
-        return loss, {name: part.detach() for name, part in parts.items()}
-
-    def _made(self, state: State, key: str, target: Tensor) -> Tensor:
-        made = state[key].float()
-        if made.shape != target.shape:
-            raise ValueError(
-                f"nv_tacotron2_loss: '{key}' {tuple(made.shape)} and the true spectrogram '{self.mel_target}' "
-                f"{tuple(target.shape)} must have the same shape; check n_mel_channels"
-            )
-        return made
+        parts = {name: each.mean() for name, each in tacotron_errors(*(state[key] for key in self.keys)).items()}
+        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}

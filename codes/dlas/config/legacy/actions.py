@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlas.config.announced import note_not_built
+from dlas.config.legacy.speech import validate_tacotron
 from dlas.config.source import Mark, MarkedDict
 from dlas.config.typespec import Cursor, shown
 from dlas.registry import ARCHS, nearest
@@ -316,7 +317,7 @@ _MEASURED_OTHERWISE = {
 
 
 def evaluators(found: Found) -> None:
-    """Evaluators are left out where something else does the same, or announced; others are not known at all."""
+    """Evaluators are translated, left out where something else does the same, or announced; others are not known at all."""
     entries, *_ = found.holder.take(found.key)
     if entries is None or entries == {}:
         found.notice("has no effect: there are none")
@@ -331,17 +332,10 @@ def evaluators(found: Found) -> None:
             place.note("an evaluator needs a type", "add 'type:'")
         elif kind in _MEASURED_OTHERWISE:
             place.note(f"has no effect: {_MEASURED_OTHERWISE[kind]}", severity="notice")
+        elif kind == "mel":
+            validate_tacotron(name, entries[name], found.tree, place)
         elif not note_not_built("evaluator", kind, place):
             place.note(f"no evaluator is called '{kind}'", "pictures are measured by 'eval.metrics'")
-
-
-def announced_option(found: Found) -> None:
-    """An option that will come."""
-    if found.value is True:
-        note_not_built("option", found.place.path, found.place)
-        found.holder.take(found.key)
-    else:
-        refuse("", "", (False, None), "that is how it is done")(found)
 
 
 def dataset_of_video(found: Found) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dlas.config.legacy import actions
 from dlas.config.legacy.actions import Action
 
-Fate = Literal["supported", "translated", "dropped", "refused", "planned"]
+Fate = Literal["supported", "translated", "dropped", "refused"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,7 @@ class Key:
 
     Args:
         path: where it stands, from the top of the file; `*` stands for any name.
-        fate: `supported` as it is; `translated` to ours; `dropped`, since that changes no result; `refused` with the reason;
-            `planned`, and refused until then.
+        fate: `supported` as it is; `translated` to ours; `dropped`, since that changes no result; `refused` with the reason.
         words: what it means here, or the reason.
         action: rewrites it; none for what is supported as it is.
         example: a value of it, for tests; where it is refused, one that is refused.
@@ -365,7 +364,8 @@ EVAL = [
     Key(
         "eval.evaluators",
         "translated",
-        "left out, with a notice of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
+        "`mel` is a data set and a figure of it; of others the notice tells what measures the same (`sr_diffusion_fid`), or "
+        "they are refused until they are built",
         actions.evaluators,
         {"x": {"type": "sr_diffusion_fid"}},
     ),
@@ -386,7 +386,7 @@ LOGGER = [
         "undo the normalisation by an injector and name its output",
         (False, None),
     ),
-    Key("logger.is_mel_spectrogram", "planned", "mel spectrograms as pictures", actions.announced_option, True),
+    _dropped("logger.is_mel_spectrogram", "visuals of three dimensions are drawn as spectrograms"),
     _refused(
         "logger.recurrent_visual_indices",
         "visuals are batches of images",
