@@ -123,9 +123,11 @@ class Validation:
                         write_result(folder / label, picture, self.config.eval)
 
             self.folder.dispensable("pictures of the validation", write)
-        rate = self.config.eval.sampling_rate
-        if result.position < self.config.eval.num_sheets and rate is not None and is_sound(result.output):
-            recorder.sound(f"{name}/{result.prefix}{result.name}", result.output[0].flatten(), rate, step)
-        elif result.position < self.config.eval.num_sheets and result.input is not None:
+        if result.position >= self.config.eval.num_sheets:
+            return
+        rate, tag = self.config.eval.sampling_rate, f"{name}/{result.prefix}{result.name}"
+        if rate is not None and is_sound(result.output):
+            recorder.sound(tag, result.output[0].flatten(), rate, step)
+        elif result.output.dim() == 4 and result.input is not None:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
-            recorder.image(f"{name}/{result.prefix}{result.name}", comparison_sheet(row), step)
+            recorder.image(tag, comparison_sheet(row), step)
