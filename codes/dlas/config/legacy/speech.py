@@ -60,7 +60,7 @@ def _listed(mark: Any, *items: str) -> MarkedList:
     return listed
 
 
-def test_of_sound(tree: MarkedDict, cursor: Cursor) -> None:
+def measure_no_sound(tree: MarkedDict, cursor: Cursor) -> None:
     """A file that says what speech to make, and nothing of measuring it."""
     sets, section = tree.get("datasets"), tree.get("eval")
     told = list(sets.values()) if isinstance(sets, MarkedDict) else []
