@@ -33,7 +33,7 @@ setup(
     ],
     extras_require={
         "vision": ["torchvision>=0.21,<0.29"],
-        "audio": ["soundfile>=0.12,<1", "soxr>=0.3,<2"],
+        "audio": ["soundfile>=0.12,<1"],  # what reads sound files
         "speech": ["tokenizers>=0.13,<1", "inflect>=7,<8", "Unidecode>=1.3,<2"],  # what reads texts
         "deepspeed": ["deepspeed>=0.16,<0.20"],
         "lmdb": ["lmdb>=1.4,<4"],  # to read the databases that BasicSR writes
@@ -51,6 +51,7 @@ setup(
             # Opens the checkpoints that the tests write, as other programs do. It imports torchvision.
             "spandrel>=0.4,<0.5",
             "torchvision>=0.21,<0.29",
+            "soundfile>=0.12,<1",
             "tokenizers>=0.13,<1",
             "inflect>=7,<8",
             "Unidecode>=1.3,<2",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import spoken
 from dlas.archs import create_network
 from dlas.archs.token_transformer import TokenTransformer
 from dlas.context import Context
@@ -60,6 +61,7 @@ class NearestMean(nn.Module):
         return -(candidates.flatten(2).mean(2) - condition.flatten(1).mean(1, keepdim=True)).abs()
 
 
+TACOTRON = ("mel_target", "mel_output", "mel_output_postnet", "gate_target", "gate_output")
 SWITCHED = {"layers": ["conv_last"], "breadth": 2, "norm": None, "dropout": 0.0}
 
 
@@ -93,6 +95,7 @@ def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Cont
     networks["clip"] = NearestMean()
     networks["switching"] = create_network({"which_model": "RRDBNet", "nf": 8, "nb": 1, "gc": 4, "switched": SWITCHED})
     networks["prior"] = create_network({"which_model": "token_transformer", **TokenTransformer.tiny()[0]})
+    networks |= spoken.networks()
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
 
@@ -192,9 +195,14 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flow_gaussian_nll": ({"generator": "flow", "hq": "large", "lq": "small", "out": "o"}, FLOW_STATE),
     "flow_sample": ({"generator": "flow", "lq": "small", "out": "o", "heat": [0, 0.9]}, FLOW_STATE),
     "diversity": ({"in": "series", "out": "o", "measure": "local_gain", "target": "x"}, SERIES),
+    "nv_tacotron2_error": (
+        {**{f"{name}_key": name for name in TACOTRON}, "out": "o"},
+        {name: torch.rand(BATCH, 6) if name.startswith("gate") else torch.randn(BATCH, 4, 6) for name in TACOTRON},
+    ),
     "switched_generator": ({"generator": "switching", "in": "x", "out": "o", "switches": "s"}, image_state()),
     "switch_maps": ({"in": "s", "out": "o"}, {"s": {"last": {"chosen": torch.eye(3)[:, :, None, None].expand(-1, -1, 4, 6)}}}),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
+    **spoken.INJECTORS,
 }
 
 

@@ -151,13 +151,6 @@ def test_a_translated_key_gives_a_notice_and_no_error_of_its_own(key, tmp_path):
     assert not [message for severity, message in said if severity == "error" and "unknown" in message]
 
 
-@pytest.mark.parametrize("key", changing("planned"))
-def test_a_planned_key_is_refused_until_it_is_there(key, tmp_path):
-    said = about(key, write(tmp_path, key, key.example))
-    assert [severity for severity, _ in said] == ["error"]
-    assert " yet (" in said[0][1]
-
-
 def loaded(folder: Path, before: str, after: str, text: str = BASE):
     assert before in text
     path = folder / "file.yml"

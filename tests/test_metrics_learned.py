@@ -242,6 +242,7 @@ def test_gradient_w1_forgives_where_gradients_are():
 def test_which_way_is_better_is_told_without_importing():
     lower = {"lpips", "dists", "niqe", "fid", "fd_mobilenetv2", "pd_mobilenetv2", "gradient_w1"}
     lower |= {"fd_features", "fd_pca", "kid", "kd_mobilenetv2"}
+    lower |= {"f0_error", "mel_cepstral_distortion", "multi_resolution_stft", "voicing_error"}
     for name, entry in METRICS.entries().items():
         assert entry.attributes.get("higher_is_better", True) == (name not in lower), name
 

@@ -17,31 +17,16 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "structural_byol": "self-supervised learning",
         "spinenet": "SpineNet",
         "spinenet_with_logits": "SpineNet",
-        "lucidrains_dvae": "discrete autoencoder of TorToiSe",
-        "nv_tacotron2": "Tacotron 2",
-        "nv_waveglow": "WaveGlow",
         "clvp": "CLVP",
     },
-    "injector": {
-        "mel_spectrogram": "speech",
-        "torch_mel_spectrogram": "speech",
-        "normalize_mel": "speech",
-        "discrete_token": "speech",
-    },
-    "loss": {
-        "nv_tacotron2_loss": "loss of Tacotron 2",
-    },
+    "injector": {},
+    "loss": {},
     "dataset": {
-        "nv_tacotron": "speech with its text",
-        "unsupervised_audio": "audio files",
-        "paired_voice_audio": "speech with its text",
-        "fast_paired_voice_audio": "speech with its text",
         "multi_frame_extensible": "frames of videos",
         "paired_frame": "stereo pairs",
         "multiscale": "pyramids of patches",
     },
     "evaluator": {
-        "mel": "loss of Tacotron 2 on a validation set",
         "style_transfer": "Fréchet distance",
         "sr_style_transfer": "Fréchet distance",
         "sr_fid": "Fréchet distance",
@@ -49,9 +34,6 @@ ANNOUNCED: dict[str, dict[str, str]] = {
         "wer": "word error rate",
         "audio_diffusion_fid": "speech",
         "music_diffusion_fid": "music",
-    },
-    "option": {
-        "logger.is_mel_spectrogram": "pictures of mel spectrograms",
     },
 }
 """Kind -> name -> what it is. An entry goes when its thing is built."""
@@ -71,7 +53,7 @@ def note_not_built(kind: str, name: str, cursor: Cursor) -> bool:
     if meaning is None:
         return False
     article = "an" if kind[0] in "aeiou" else "a"
-    said = f"no {kind} is called '{name}' yet ({meaning})" if kind != "option" else f"not supported yet ({meaning})"
+    said = f"no {kind} is called '{name}' yet ({meaning})"
     fix = f"DL-Art-School has {article} {kind} of this name; it is planned here"
     cursor.problems.append(NotBuiltYet(cursor.mark, cursor.path, said, fix, kind=kind, name=name))
     return True

@@ -473,7 +473,9 @@ class EvalConfig(Section):
     metrics: list[MetricName] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
     metric_options: dict[str, dict[str, Any]] = opt({}, "options of metrics by name: `lpips: {net: vgg}`")
     values: list[str] = opt(
-        [], "state keys with one number a sample (a bound, a loss), reported like metrics under their names; lower is better"
+        [],
+        "state keys with one number a sample (a bound, a loss; with `batch_size: 1` also a batch's one number), reported like "
+        "metrics under their names; lower is better",
     )
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")
@@ -503,7 +505,10 @@ class EvalConfig(Section):
         "of a sheet, val/<set>/<step>.<key>.png and TensorBoard",
     )
     num_strips: NonNegativeInt = opt(8, "rows of these sheets")
-    save_images: bool = opt(True, "write val/<set>/<image>/<step>.png")
+    save_images: bool = opt(True, "write val/<set>/<image>/<step>.png, of sound also .wav")
+    sampling_rate: PositiveInt | None = opt(
+        None, "what the network makes is sound, (batch, samples) or (batch, 1, samples) in [-1, 1], of so many Hz"
+    )
 
     @property
     def figures(self) -> list[str]:
@@ -534,7 +539,9 @@ class LoggerConfig(Section):
     print_freq: PositiveInt = opt(100, "iterations between log lines")
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
-    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals and TensorBoard")
+    visuals: list[str] = opt(
+        [], "keys whose pictures, spectrograms, alignments or sound (as a spectrogram) go to <run>/visuals and TensorBoard"
+    )
     visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
 

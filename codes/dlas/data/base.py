@@ -74,6 +74,19 @@ class TensorSpec:
     dtype: torch.dtype = torch.float32
 
 
+@dataclass(frozen=True)
+class Buckets:
+    """What batches of samples of about one length are put together by.
+
+    Args:
+        lengths: of the items, in any unit.
+        batches: so many at a time are put together: more are more alike inside, and less random.
+    """
+
+    lengths: Sequence[int]
+    batches: int
+
+
 class Dataset:
     """A map-style dataset. Reading the same request twice gives the same sample.
 
@@ -153,6 +166,10 @@ class Dataset:
 
     def kept_images(self) -> Kept | None:
         """What `dlas data prepare` puts into the mapped cache ahead of the first epoch; None for a data set without one."""
+        return None
+
+    def buckets(self) -> Buckets | None:
+        """Puts batches of about one length together in training; None: they are as random as can be."""
         return None
 
     def made_with(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dlas.context import mix_seed
-from dlas.data.base import Request
+from dlas.data.base import Buckets, Request
 
 
 class SampleOrder:
@@ -19,11 +19,18 @@ class SampleOrder:
         length: number of samples of the dataset, at least 1.
         seed: seed of the run.
         shuffle: False takes the indices in their own order in every epoch.
+        buckets: batches of samples of about one length are put together by them; needs `batch_size`.
+        batch_size: of the run.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, length: int, seed: int, shuffle: bool = True, buckets: Buckets | None = None, batch_size: int = 1
+    ) -> None:
         if length < 1:
             raise ValueError(f"a sample order needs at least one sample, got length {length}")
+        self._lengths = None if buckets is None else np.asarray(buckets.lengths)
+        self._window = 0 if buckets is None else buckets.batches * batch_size
+        self._batch_size = batch_size
         self.length = length
         self.seed = seed
         self.shuffle = shuffle
@@ -37,8 +44,23 @@ class SampleOrder:
             return place
         if epoch != self._epoch:  # positions come in ascending order, so keeping one epoch is enough
             self._permutation = np.random.default_rng(mix_seed(self.seed, "epoch", epoch)).permutation(self.length)
+            if self._lengths is not None:
+                self._put_together(epoch, self._lengths)
             self._epoch = epoch
         return int(self._permutation[place])
+
+    def _put_together(self, epoch: int, lengths: np.ndarray) -> None:
+        """Sorts stretches of the epoch by length and shuffles the batches within them.
+
+        Batches begin at multiples of their size, of which the epoch's beginning need not be one.
+        """
+        random = np.random.default_rng(mix_seed(self.seed, "batches", epoch))
+        order, size = self._permutation, self._batch_size
+        for start in range(-epoch * self.length % size, self.length - size + 1, self._window):
+            stretch = order[start : start + self._window]
+            stretch = stretch[: len(stretch) // size * size]
+            by_length = stretch[np.argsort(lengths[stretch], kind="stable")].reshape(-1, size)
+            order[start : start + len(stretch)] = random.permutation(by_length).ravel()
 
 
 def batches(

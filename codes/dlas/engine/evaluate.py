@@ -26,6 +26,7 @@ from dlas.engine.passes.network import PicturePasses
 from dlas.engine.pictures import to_unit
 from dlas.engine.precision import Precision
 from dlas.engine.reference_sets import ReferenceSets
+from dlas.engine.results import measured
 from dlas.engine.step import State, build_injectors
 from dlas.errors import TrainingError
 from dlas.injectors.networks import evaluation_mode
@@ -40,12 +41,12 @@ _TOO_LARGE = (
 
 
 class Batch:
-    """Results of pictures of one size, (N, C, H, W) in [0, 1] on the device.
+    """Results of one size, pictures (N, C, H, W) in [0, 1], sound or maps (see `results`), on the device.
 
     Args:
         names: of the pictures.
         positions: of the pictures in the set.
-        output: the network's pictures, rounded to 8 bits.
+        output: what the network makes; pictures are rounded to 8 bits.
         target: the true pictures, likewise; None where the set has none.
         source: the input pictures; None where there are none.
         scale: by which the baseline enlarges them; None for no baseline.
@@ -97,7 +98,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One picture's result; pictures are (1, C, H, W) in [0, 1].
+    """One sample's result; pictures are (1, C, H, W) in [0, 1].
 
     Args:
         batch: it is in.
@@ -121,7 +122,7 @@ class Evaluated:
 
     @property
     def output(self) -> Tensor:
-        """The network's picture, rounded to 8 bits, on the CPU."""
+        """What the network makes, on the CPU; a picture is rounded to 8 bits."""
         return self._of(self.batch.on_host())
 
     @property
@@ -269,8 +270,8 @@ class Evaluator:
         return Batch(
             _names(item, positions),
             positions,
-            quantize_8bit(output),
-            None if target is None else quantize_8bit(target),
+            measured(output),
+            None if target is None else measured(target),
             source,
             None if self.section.baseline == "none" or self.config.scale == 1 else self.config.scale,
             {key: _one_each(key, state[key], len(positions)) for key in self.section.values},
@@ -295,6 +296,8 @@ class Evaluator:
 
 
 def _one_each(key: str, values: Tensor, count: int) -> Tensor:
+    if values.dim() == 0 and count == 1:  # a network's own loss: the mean over a batch of one
+        return values[None]
     if values.shape != (count,):
         given = " x ".join(map(str, values.shape)) or "one number"
         raise TrainingError(f"eval.values: '{key}' must hold one number for each of the {count} pictures; it holds {given}")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dlas.config.schema import EvalConfig
 from dlas.engine.distributed import Ranks
 from dlas.engine.evaluate import Evaluated
+from dlas.engine.results import as_pictures
 from dlas.observe.pictures import grid
 
 GRID = 64
@@ -33,7 +34,9 @@ class Sheets:
         if size is None:
             size = GRID if result.input is None else 0
         if result.position < size:
-            self._pictures.setdefault(f"{result.prefix}grid", {})[result.position] = result.output[0]
+            pictures = as_pictures(result.output)
+            if pictures is not None:
+                self._pictures.setdefault(f"{result.prefix}grid", {})[result.position] = pictures[0]
         for key, strip in result.strips.items():
             self._strips.setdefault(f"{result.prefix}{key}", {})[result.position] = strip
 

@@ -17,6 +17,7 @@ from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.fitting import load_weights
+from dlas.engine.results import write_result
 from dlas.engine.sheets import Sheets
 from dlas.errors import CheckpointError, printable
 from dlas.observe.console import LOGGER
@@ -39,7 +40,7 @@ class TestResult:
 def run_test(config: Config) -> dict[str, TestResult]:
     """Evaluates every data set of the file but `train`.
 
-    Writes <experiments>/<name>/<set>/<picture>.png and metrics.csv beside them.
+    Writes <experiments>/<name>/<set>/<picture>.png (of sound also .wav) and metrics.csv beside them.
 
     Raises:
         CheckpointError: no weights are named, or the run has no complete checkpoint.
@@ -65,8 +66,7 @@ def run_test(config: Config) -> dict[str, TestResult]:
 
         def keep(result: Evaluated, folder: Path = folder, sheets: Sheets = sheets) -> None:
             sheets.add(result)
-            ending = ".raw.png" if result.prefix else ".png"
-            write_png(folder / f"{result.name}{ending}", result.output[0])
+            write_result(folder / (f"{result.name}.raw" if result.prefix else result.name), result.output, config.eval)
 
         figures = evaluator.run(dataset, 0, keep, bad_files)
         for path, reason in bad_files.items():

@@ -41,6 +41,7 @@ from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.progress import Progress
+from dlas.engine.results import as_pictures
 from dlas.engine.run_state import RunState
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
@@ -429,17 +430,17 @@ class Trainer:
             return
         for key in self.config.logger.visuals:
             value = part.state.get(key)
-            if not isinstance(value, Tensor) or value.dim() != 4:
+            reverse = self.config.logger.reverse_n1_to_1
+            if not isinstance(value, Tensor) or (images := as_pictures(value, reverse)) is None:
                 if key not in self._not_shown:
                     LOGGER.warning(
                         "logger.visuals: '%s' is not a batch of images in the state at step %d", key, self.progress.step
                     )
                 self._not_shown.add(key)
                 continue
-            images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
-            picture, step = grid(images), self.progress.step
-            self.folder.dispensable("visuals", partial(write_png, self.folder.visuals / key / f"{step}.png", picture))
-            self.recorder.image(f"visuals/{key}", picture, step)
+            sheet, step = grid(images, columns=1 if value.dim() != 4 else 8), self.progress.step
+            self.folder.dispensable("visuals", partial(write_png, self.folder.visuals / key / f"{step}.png", sheet))
+            self.recorder.image(f"visuals/{key}", sheet, step)
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.
@@ -520,7 +521,7 @@ class Trainer:
         return build_loader(
             dataset,
             batch_size=self.batch_size,
-            order=SampleOrder(len(dataset), self.config.seed),
+            order=SampleOrder(len(dataset), self.config.seed, buckets=dataset.buckets(), batch_size=self.batch_size),
             start_position=self.progress.samples,
             n_workers=section.n_workers,
             pin_memory=section.pin_memory,

@@ -14,6 +14,7 @@ from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.interrupt import StopRequest
 from dlas.engine.progress import Progress
+from dlas.engine.results import is_sound, write_result
 from dlas.engine.sheets import Sheets
 from dlas.engine.stage import STAGE
 from dlas.errors import printable
@@ -131,13 +132,17 @@ class Validation:
             beside = {"hq": "target", "lq": "input", self.config.eval.baseline: "baseline"}
 
             def write() -> None:
-                write_png(folder / (f"{step}.raw.png" if result.prefix else f"{step}.png"), result.output[0])
+                write_result(folder / (f"{step}.raw" if result.prefix else f"{step}"), result.output, self.config.eval)
                 for label, which in beside.items():
-                    file = folder / f"{label}.png"
-                    if not file.exists() and (picture := getattr(result, which)) is not None:
-                        write_png(file, picture[0])
+                    if not (folder / f"{label}.png").exists() and (picture := getattr(result, which)) is not None:
+                        write_result(folder / label, picture, self.config.eval)
 
             self.folder.dispensable("pictures of the validation", write)
-        if result.position < self.config.eval.num_sheets and result.input is not None:
+        if result.position >= self.config.eval.num_sheets:
+            return
+        rate, tag = self.config.eval.sampling_rate, f"{name}/{result.prefix}{result.name}"
+        if rate is not None and is_sound(result.output):
+            recorder.sound(tag, result.output[0].flatten(), rate, step)
+        elif result.output.dim() == 4 and result.input is not None:
             row = [p[0] for p in (result.input, result.baseline, result.output, result.target) if p is not None]
-            recorder.image(f"{name}/{result.prefix}{result.name}", comparison_sheet(row), step)
+            recorder.image(tag, comparison_sheet(row), step)

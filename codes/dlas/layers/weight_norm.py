@@ -23,10 +23,10 @@ class _WeightNormed(nn.Module):
     weight_g: nn.Parameter
     weight_v: nn.Parameter
 
-    def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d) -> None:
         super().__init__()
         initial = conv.weight.detach()
-        self.weight_g = nn.Parameter(torch.linalg.vector_norm(initial, dim=(1, 2), keepdim=True))
+        self.weight_g = nn.Parameter(torch.linalg.vector_norm(initial, dim=tuple(range(1, initial.ndim)), keepdim=True))
         self.weight_v = nn.Parameter(initial.clone())
         self.bias = conv.bias if conv.bias is None else nn.Parameter(conv.bias.detach())
         assert not isinstance(conv.padding, str), "padding is told in samples"
@@ -60,6 +60,17 @@ class WeightNormConv1d(_WeightNormed):
         if self.reflects:
             x, padding = F.pad(x, (padding[0], padding[0]), mode="reflect"), (0,) * len(padding)
         return F.conv1d(x, self.normed_weight, self.bias, self.stride, padding, self.dilation)
+
+
+class WeightNormConv2d(_WeightNormed):
+    """A convolution of maps with zeros around them; the arguments are those of `torch.nn.Conv2d`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(nn.Conv2d(*arguments, **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
+        return F.conv2d(x, self.normed_weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 class WeightNormConvTranspose1d(_WeightNormed):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dlas.config.announced import note_not_built
 from dlas.config.source import Mark, MarkedDict
 from dlas.config.typespec import Cursor, shown
 from dlas.registry import ARCHS, nearest
@@ -310,15 +309,6 @@ def fullimage_training(found: Found) -> None:
     """Options that `mode: fullimage` had for training."""
     if found.holder.get("mode") == "fullimage":
         drop("tiles are cut and turned to train on, and 'fullimage' is for validation")(found)
-
-
-def announced_option(found: Found) -> None:
-    """An option that will come."""
-    if found.value is True:
-        note_not_built("option", found.place.path, found.place)
-        found.holder.take(found.key)
-    else:
-        refuse("", "", (False, None), "that is how it is done")(found)
 
 
 def dataset_of_video(found: Found) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dlas.config.announced import note_not_built
 from dlas.config.legacy.actions import Found, put
+from dlas.config.legacy.speech import validate_tacotron
 from dlas.config.schema import EvalConfig
 from dlas.config.source import Mark, MarkedDict
 from dlas.config.typespec import Cursor, shown
@@ -38,6 +39,8 @@ def evaluators(found: Found) -> None:
             place.note("an evaluator needs a type", "add 'type:'")
         elif kind in _GAUSSIAN_LATENTS:
             _gaussian_latents(name, entries[name], place, found)
+        elif kind == "mel":
+            validate_tacotron(name, entries[name], found.tree, place)
         elif kind in _MEASURED_OTHERWISE:
             place.note(f"has no effect: {_MEASURED_OTHERWISE[kind]}", severity="notice")
         elif not note_not_built("evaluator", kind, place):

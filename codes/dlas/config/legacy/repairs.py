@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlas.config.legacy.speech import measure_no_sound
 from dlas.config.source import MarkedDict, MarkedList
 from dlas.config.typespec import Cursor
 
@@ -20,6 +21,7 @@ def repair(tree: MarkedDict, cursor: Cursor, mode: str) -> None:
         _without_train_section(tree, cursor)
         _test_on_train(tree, cursor)
         _without_truth(tree, cursor)
+        measure_no_sound(tree, cursor)
 
 
 def _agree_on_scale(tree: MarkedDict, cursor: Cursor) -> None:

@@ -9,7 +9,7 @@ from dlas.config.legacy import actions
 from dlas.config.legacy.actions import Action
 from dlas.config.legacy.evaluators import evaluators
 
-Fate = Literal["supported", "translated", "dropped", "refused", "planned"]
+Fate = Literal["supported", "translated", "dropped", "refused"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Key:
 
     Args:
         path: where it stands, from the top of the file; `*` stands for any name.
-        fate: `supported` as it is; `translated` to ours; `dropped`, since that changes no result; `refused` with the reason;
-            `planned`, and refused until then.
+        fate: `supported` as it is; `translated` to ours; `dropped`, since that changes no result; `refused` with the reason.
         words: what it means here, or the reason.
         action: rewrites it; none for what is supported as it is.
         example: a value of it, for tests; where it is refused, one that is refused.
@@ -193,6 +192,9 @@ DATASETS = [
         )
         for name in ("min_tile_size", "tile_scale_normal_stddev", "use_flip", "use_rot")
     ),
+    _dropped("datasets.*.cache_path", "nothing is kept in the folder of the data: files are listed at each start", "cache.pth"),
+    _dropped("datasets.*.needs_collate", "samples of different lengths are put together as they need it", True),
+    _dropped("datasets.*.debug_loading_failures", "the log names each file that was left out", True),
 ]
 
 NETWORKS = [
@@ -285,6 +287,16 @@ STEPS = [
                 (None,),
                 example=0.5,
             ),
+            *(
+                _refused(
+                    f"{injectors}.{name}",
+                    "frozen networks are networks of this file, not of another run's",
+                    "write the network under 'networks' and its weights under 'path.pretrain'",
+                    (None,),
+                    example="../experiments/other.yml",
+                )
+                for name in ("dvae_config", "gpt_config", "gpt_path", "diffusion_path")
+            ),
         )
     ),
     *(_supported(f"steps.*.losses.*.{name}") for name in ("type", "weight", "after", "every")),
@@ -373,8 +385,8 @@ EVAL = [
     Key(
         "eval.evaluators",
         "translated",
-        "`flow_gaussian_nll`, `flownet_gaussian`: a data set to validate on and one of `eval.values`; left out, with a notice "
-        "of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
+        "`flow_gaussian_nll`, `flownet_gaussian`, `mel`: a data set to validate on and one of `eval.values`; left out, with a "
+        "notice of what measures the same, where something does (`sr_diffusion_fid`); others are refused until they are built",
         evaluators,
         {"x": {"type": "sr_diffusion_fid"}},
     ),
@@ -395,7 +407,7 @@ LOGGER = [
         "undo the normalisation by an injector and name its output",
         (False, None),
     ),
-    Key("logger.is_mel_spectrogram", "planned", "mel spectrograms as pictures", actions.announced_option, True),
+    _dropped("logger.is_mel_spectrogram", "visuals of three dimensions are drawn as spectrograms"),
     _refused(
         "logger.recurrent_visual_indices",
         "visuals are batches of images",

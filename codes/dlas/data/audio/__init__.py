@@ -1,0 +1,1 @@
+"""Sound: reading files, and data sets of speech with and without its text."""
