@@ -106,9 +106,8 @@ def _speak(speaker: Speaker, voice: Voice, arguments: argparse.Namespace) -> Non
     beside = arguments.output.with_suffix(".json")
     beside.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in told["seconds_by_stage"].items())
-    print(
-        f"{printable(arguments.output)}: {told['seconds']:.1f} s of sound, real-time factor {told['real_time_factor']:.2f}: {stages}"
-    )
+    cost = f"real-time factor {told['real_time_factor']:.2f}: {stages}"
+    print(f"{printable(arguments.output)}: {told['seconds']:.1f} s of sound, {cost}")
 
 
 def report(pieces: Sequence[Spoken]) -> dict[str, Any]:

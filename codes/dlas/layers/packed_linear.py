@@ -31,23 +31,25 @@ class PackedLinear(nn.Module):
         return found
 
 
-def can_pack() -> bool:
-    """Whether this PyTorch has the operations."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A linear layer of (out, in) and (out,): packed where this PyTorch can do it, on the CPU, in float32; else a plain one."""
+    possible = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    if possible and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return PackedLinear(weight, bias)
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return plain
 
 
 def pack_linear_layers(network: nn.Module) -> nn.Module:
-    """Packs the linear layers of a network, in place, for inference on the CPU.
+    """Packs the linear layers of a network, in place, for inference; see `packed`.
 
-    Those that are not float32 stay: oneDNN computes them anyway. Where PyTorch cannot pack, all stay. The original weights are
-    let go, so that memory is that of one copy; the network has no state for them any more.
+    The original weights are let go, so that memory is that of one copy; the network has no state for them any more.
     """
-    if not can_pack():
-        return network
     for module in network.modules():
         for name, layer in module.named_children():
-            if not isinstance(layer, nn.Linear | LinearInOut) or layer.weight.dtype != torch.float32:
-                continue
-            weight = layer.weight.T if isinstance(layer, LinearInOut) else layer.weight
-            setattr(module, name, PackedLinear(weight, layer.bias))
+            if isinstance(layer, nn.Linear | LinearInOut):
+                setattr(module, name, packed(layer.weight.T if isinstance(layer, LinearInOut) else layer.weight, layer.bias))
     return network

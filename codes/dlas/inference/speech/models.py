@@ -25,7 +25,6 @@ from dlas.errors import CheckpointError, ConfigurationError
 from dlas.inference.speech.codes import CALM, ENDING, SILENCE
 from dlas.interop.state_dicts import load_into, read_state_dict
 from dlas.layers.packed_linear import pack_linear_layers
-from dlas.layers.weight_norm import fold_weight_norm
 from dlas.registry import nearest
 
 SIZES = "speech.yml"
@@ -225,8 +224,8 @@ class _Reader:
         path, dtype = self._path(name), dtype or self.dtype
         network = create_network({**options, "which_model": kind}, name=name)
         load_into(network, read_state_dict(path), source=f"{path} (sizes: {SIZES})")
-        network = fold_weight_norm(network.eval().requires_grad_(False)).to(self.device, dtype)
-        return pack_linear_layers(network) if self.device.type == "cpu" and dtype == torch.float32 else network
+        network.eval().requires_grad_(False).to(self.device, dtype)
+        return network.fold() if isinstance(network, UnivNet) else pack_linear_layers(network)
 
     def vector(self, name: str) -> torch.Tensor:
         """A file that holds one tensor of one axis."""
