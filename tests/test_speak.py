@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import wave
+from http.server import ThreadingHTTPServer
 
 import pytest
 import torch
@@ -283,6 +284,19 @@ def test_the_command_writes_sound_and_what_made_it(folder, clips, tmp_path, caps
     assert out.read_bytes() == first
     assert command(TEXT, "--models", folder, "-o", out, "--seed", 5) == 0  # a random voice
     assert out.read_bytes() != first
+
+
+def test_the_command_serves_a_page(folder, monkeypatch, capsys):
+    asked = []
+
+    def until_stopped(server):
+        asked.append(server.server_port)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", until_stopped)
+    assert command("--models", folder, "--serve", 0) == 0
+    assert f"http://127.0.0.1:{asked[0]} speaks" in capsys.readouterr().out
+    assert command("--models", folder, "--serve", 0, "--preset", "slow") == 2
 
 
 @pytest.mark.parametrize(

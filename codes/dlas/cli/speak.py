@@ -49,6 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT.wav", help="the file to write; what it is made by is told beside it"
     )
+    parser.add_argument(
+        "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="a web page on this machine that speaks (port 8000)"
+    )
     parser.add_argument("--save-voice", type=Path, metavar="FILE", help="also write the latents of the voice (.safetensors)")
     parser.add_argument(
         "--preset", default="fast", metavar="NAME", help="ultra_fast, fast (the default), standard, high_quality"
@@ -65,8 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Speaks, and writes the sound with a report."""
     from dlas.inference.speech.pipeline import Speaker
 
-    if arguments.output is None and arguments.save_voice is None:
-        raise ConfigurationError("nothing to write: name a file for the sound (-o out.wav), or for the voice (--save-voice)")
+    if arguments.output is None and arguments.save_voice is None and arguments.serve is None:
+        raise ConfigurationError(
+            "nothing to write: name a file for the sound (-o out.wav) or for the voice (--save-voice), or take --serve"
+        )
     if arguments.output is not None:
         if arguments.output.suffix.lower() != ".wav":
             raise ConfigurationError(f"{arguments.output}: sound is written as WAV: take a name that ends in .wav")
@@ -83,7 +88,23 @@ def run(arguments: argparse.Namespace) -> int:
         voice.save(arguments.save_voice)
     if arguments.output is not None:
         _speak(speaker, voice, arguments)
+    if arguments.serve is not None:
+        _serve(speaker, voice, arguments)
     return 0
+
+
+def _serve(speaker: Speaker, voice: Voice, arguments: argparse.Namespace) -> None:
+    from dlas.inference.speech.presets import settings_of
+    from dlas.inference.speech.serving import make_server
+
+    changes = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
+    settings_of(arguments.preset, **changes)
+    with make_server(speaker, voice, arguments.serve, arguments.preset, changes) as server:
+        print(f"http://127.0.0.1:{server.server_port} speaks; Ctrl-C ends it", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("ended")
 
 
 def _speak(speaker: Speaker, voice: Voice, arguments: argparse.Namespace) -> None:
