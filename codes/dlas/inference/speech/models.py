@@ -25,6 +25,7 @@ from dlas.errors import CheckpointError, ConfigurationError
 from dlas.inference.speech.codes import CALM, ENDING, SILENCE
 from dlas.interop.state_dicts import load_into, read_state_dict
 from dlas.layers.packed_linear import pack_linear_layers
+from dlas.layers.weight_norm import fold_weight_norm
 from dlas.registry import nearest
 
 SIZES = "speech.yml"
@@ -147,7 +148,7 @@ class Models:
     source: str
 
     @staticmethod
-    def load(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Models:
+    def load(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32, compile: bool = False) -> Models:
         """Reads a folder of TorToiSe's files.
 
         They are autoregressive.pth, clvp2.pth, diffusion_decoder.pth, vocoder.pth, tokenizer.json, mel_norms.pth, and if they
@@ -157,6 +158,7 @@ class Models:
             folder: where they are.
             device: of the networks.
             dtype: of the networks but the vocoder.
+            compile: compile the decoder and the vocoder when they are first used.
 
         Raises:
             CheckpointError: a file is missing or does not fit.
@@ -172,7 +174,7 @@ class Models:
         if not isinstance(process, Timesteps):
             raise ConfigurationError(f"{folder / SIZES}: diffusion: a process with timesteps is needed, such as vp")
         gpt = read.network("autoregressive", "unified_voice2", told.autoregressive)
-        decoder = read.network("diffusion_decoder", "diffusion_tts_flat", told.diffusion_decoder)
+        decoder = read.network("diffusion_decoder", "diffusion_tts_flat", told.diffusion_decoder, compile=compile)
         random_voices = None
         if read.has("rlg_auto") and read.has("rlg_diffuser"):
             random_voices = (
@@ -187,7 +189,7 @@ class Models:
             read.network("cvvp", "cvvp", told.cvvp) if read.has("cvvp") else None,
             decoder,
             process,
-            read.network("vocoder", "univnet", told.vocoder, torch.float32),
+            read.network("vocoder", "univnet", told.vocoder, torch.float32, compile),
             random_voices,
             read.vector("mel_norms").to(device),
             dtype,
@@ -219,12 +221,17 @@ class _Reader:
         path = self.folder / f"{name}.safetensors"
         return path if path.is_file() else self.folder / f"{name}.pth"
 
-    def network(self, name: str, kind: str, options: Mapping[str, Any], dtype: torch.dtype | None = None) -> Any:
+    def network(
+        self, name: str, kind: str, options: Mapping[str, Any], dtype: torch.dtype | None = None, compile: bool = False
+    ) -> Any:
         """Builds and loads a network, ready for inference."""
         path, dtype = self._path(name), dtype or self.dtype
         network = create_network({**options, "which_model": kind}, name=name)
         load_into(network, read_state_dict(path), source=f"{path} (sizes: {SIZES})")
         network.eval().requires_grad_(False).to(self.device, dtype)
+        if compile:  # packed weights cannot be compiled
+            fold_weight_norm(network).compile(dynamic=True)
+            return network
         return network.fold() if isinstance(network, UnivNet) else pack_linear_layers(network)
 
     def vector(self, name: str) -> torch.Tensor:

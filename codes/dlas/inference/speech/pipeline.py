@@ -84,15 +84,11 @@ class Speaker:
     Args:
         models: the networks.
         device: where they are.
-        compile: compile the decoder and the vocoder, which takes a minute at first.
     """
 
-    def __init__(self, models: Models, device: torch.device, *, compile: bool = False) -> None:
+    def __init__(self, models: Models, device: torch.device) -> None:
         self.models, self.device = models, device
         self.voices = VoiceReader(models)
-        if compile:
-            models.decoder.compile(dynamic=True)
-            models.vocoder.compile(dynamic=True)
 
     @staticmethod
     def load(folder: str | Path, *, device: str = "auto", precision: str = "fp32", compile: bool = False) -> Speaker:
@@ -102,7 +98,7 @@ class Speaker:
             folder: where they are.
             device: auto, cpu, cuda, cuda:1, mps.
             precision: fp32, bf16 or fp16: of all networks but the vocoder.
-            compile: see `Speaker`.
+            compile: compile the decoder and the vocoder, which takes a minute at first.
 
         Raises:
             CheckpointError: a file is missing or does not fit.
@@ -111,7 +107,7 @@ class Speaker:
         if precision not in DTYPES:
             raise ConfigurationError(f"precision is one of {', '.join(DTYPES)}; got '{precision}'")
         chosen = choose_device(device)
-        return Speaker(Models.load(folder, chosen, DTYPES[precision]), chosen, compile=compile)
+        return Speaker(Models.load(folder, chosen, DTYPES[precision], compile), chosen)
 
     def say(self, text: str, voice: Voice, *, preset: str = "fast", seed: int = 0, **settings: Any) -> Iterator[Spoken]:
         """Says a text, piece by piece: each is given as soon as it is done.

@@ -26,7 +26,7 @@ class Settings:
         typical_mass: see `dlas.layers.token_sampling.keep_typical`; 1: off.
         max_codes: longest utterance; 21.5 codes are a second of the published networks.
         voice_share: which part of the ranking is how well a candidate fits the voice, from 0 to 1; over 0 needs CVVP.
-        sampler: ancestral, ddim or dpmpp_2m (DPM-Solver++ 2M), which need fewer steps in this order.
+        sampler: ancestral, ddim or dpmpp_2m (DPM-Solver++ 2M), the latter two are meant for fewer steps.
         steps: of the decoder by diffusion.
         guidance: k in (1 + k) good - k bad, growing from 0 at the noisiest; 0 halves the decoder's work.
         start_noise: standard deviation of the noise that the decoder starts from.
