@@ -14,6 +14,7 @@ from dlas.data.text.tokenizer import VoiceTokenizer
 from dlas.errors import DataError
 from dlas.interop.state_dicts import read_state_dict
 from dlas.layers.mel import MelSpectrogram, denormalise_mel, normalise_mel, resample
+from dlas.layers.packed_linear import pack_linear_layers
 from dlas.layers.token_sampling import TokenSampling
 from dlas.layers.weight_norm import fold_weight_norm
 from dlas.registry import ARCHS
@@ -121,6 +122,21 @@ def test_folded_vocoder_is_the_same() -> None:
     before = network(mel, noise)
     torch.testing.assert_close(fold_weight_norm(network)(mel, noise), before)
     assert not any(name.endswith("weight_v") for name in network.state_dict())
+    torch.testing.assert_close(network.fold()(mel, noise), before)
+
+
+def test_packed_linear_layers_are_the_same() -> None:
+    """Those of transformers whose weights lie the other way round, too; a number of columns that is not even."""
+    network = gpt(number_mel_codes=13)
+    text, voice = torch.tensor([[3, 4, 5]]), torch.ones(1, 8)
+    codes = torch.tensor([[1, 2, 3]])
+    sizes = torch.tensor([3]), torch.tensor([3 * 1024])
+    with torch.no_grad():
+        before = network(voice, text, sizes[0], codes, sizes[1])[2]
+        assert len(list(network.parameters())) > len(list(pack_linear_layers(network).parameters()))
+        torch.testing.assert_close(network(voice, text, sizes[0], codes, sizes[1])[2], before)
+        half = pack_linear_layers(gpt().bfloat16())
+    assert isinstance(half.mel_head, torch.nn.Linear) and half.mel_head.weight.dtype == torch.bfloat16
 
 
 def test_published_vocoder_file_loads(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
     "upscale": "enlarge pictures and videos with a trained or published network",
+    "speak": "say a text with TorToiSe's networks and a voice",
     "export": "write a network in another form: onnx",
     "release": "make a run ready for others: weights that say what they are, a page, a sheet",
     "interpolate": "write the network between two of the same architecture",

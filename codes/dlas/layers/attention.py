@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlas.layers.packed_linear import PackedPointwise
+
 
 def split_heads(qkv: Tensor, heads: int, heads_first: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of each head.
@@ -105,6 +107,8 @@ def as_pixels(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
-def project(x: Tensor, layer: nn.Conv1d) -> Tensor:
+def project(x: Tensor, layer: nn.Conv1d | PackedPointwise) -> Tensor:
     """(B, T, C) -> (B, T, D), by a convolution of kernel 1 over (B, C, T)."""
+    if isinstance(layer, PackedPointwise):
+        return layer.linear(x)
     return F.linear(x, layer.weight.squeeze(-1), layer.bias)

@@ -43,6 +43,8 @@ class _WeightNormed(nn.Module):
 
     def fold(self) -> None:
         """Makes the weight one tensor ``weight``, for inference: it is not computed at each use any more."""
+        if "weight" in self._parameters:
+            return
         weight = self.normed_weight.detach()
         del self.weight_g, self.weight_v
         self.weight = nn.Parameter(weight)

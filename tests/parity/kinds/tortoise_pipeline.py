@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlas.diffusion.respacing import Respaced, spaced_timesteps
-from dlas.diffusion.samplers.ancestral import Ancestral
+from dlas.diffusion.processes import Timesteps
 from dlas.diffusion.sampling import START
-from dlas.diffusion.sampling import sample as sample_chain
 from dlas.inference.speech.codes import frames_of, spoken_length, with_silent_end
-from dlas.layers.mel import denormalise_mel, normalise_mel
+from dlas.inference.speech.stages import features_of, fit_to_text, fit_to_voice, spectrogram_of
+from dlas.layers.mel import normalise_mel
 from parity.harness import TOLERANCES, Fixture, handles
 from parity.kinds import tortoise_autoregressive, tortoise_diffusion, tortoise_ranking
 from parity.kinds.tortoise import build, check_output, stored
@@ -58,17 +57,15 @@ def run(fixture: Fixture) -> dict[str, Any]:
     found |= {"ar_cond_latent": voice, "diff_cond_latent": sound_of_voice}
     codes = with_silent_end(given["candidate_codes_with_stop"], gpt.stop_mel)
     text = given["text_tokens"]
-    by_text = own["clvp2"](text.expand(len(codes), -1), codes)
-    clips = given["ar_cond_mels"][0]
-    by_clip = torch.stack([own["cvvp"](clip.expand(len(codes), -1, -1), codes) for clip in clips]).mean(0)
-    mixed = 0.25 * by_clip + 0.75 * by_text
+    by_text = fit_to_text(own["clvp2"], text, codes)
+    by_clip = fit_to_voice(own["cvvp"], given["ar_cond_mels"][0], codes)
+    mixed = torch.lerp(by_text, by_clip, 0.25)
     found |= {"fixed_codes": codes, "clvp_scores": by_text, "cvvp_scores_mean_over_clips": by_clip}
     found["mixed_scores_cvvp_amount_0p25"] = mixed
     best = by_text.argmax()
     row = codes[best, None]
     found["best_index"] = best
-    sizes = torch.tensor([text.shape[1]]), torch.tensor([row.shape[1] * gpt.compression])
-    latents = gpt(voice, text, sizes[0], row, sizes[1], return_latent=True, clip_inputs=False)
+    latents = features_of(gpt, voice, text, row)
     heard = spoken_length(row[0])
     frames = frames_of(heard)
     found |= {"best_latents": latents, "trim_length": torch.tensor(heard), "mel_frames": torch.tensor(frames)}
@@ -78,22 +75,18 @@ def run(fixture: Fixture) -> dict[str, Any]:
     return found | {"waveform": own["vocoder"].inference(fixture.tensors["out.denormalised_mel"], given["vocoder_z"])}
 
 
-def process_of(fixture: Fixture) -> Respaced:
-    whole = tortoise_diffusion.whole_process(beside(fixture, "golden_diffusion_decoder_tiny"))
-    return Respaced(whole, spaced_timesteps(whole.steps, [fixture.json["diffusion_steps"]]))
-
-
 def decoded(fixture: Fixture, decoder: Any, latents: Tensor, voice: Tensor, frames: int) -> Tensor:
     given = stored(fixture, "in")
-    process = process_of(fixture)
-    condition = decoder.timestep_independent(latents, voice, frames)
-    denoise = tortoise_diffusion.guided(decoder, process, condition, fixture.json["cond_free_k"])
 
     def noise(k: int) -> Tensor:
         return given["diff_noise"] if k == START else given["diff_step_noise"][k]
 
-    sampler = Ancestral(variance="learned_range")
-    return denormalise_mel(sample_chain(denoise, process, sampler, noise, steps=process.steps).x)
+    steps, guidance = fixture.json["diffusion_steps"], fixture.json["cond_free_k"]
+    return spectrogram_of(decoder, process_of(fixture), latents, voice, frames, noise, steps=steps, guidance=guidance)
+
+
+def process_of(fixture: Fixture) -> Timesteps:
+    return tortoise_diffusion.whole_process(beside(fixture, "golden_diffusion_decoder_tiny"))
 
 
 @handles("golden_pipeline*", cases=lambda fixture: fixture.outputs)
@@ -102,7 +95,6 @@ def check(fixture: Fixture, case: str) -> None:
         check_output(run(fixture), fixture, case)
         return
     # At the noisiest step the data are the small difference of large numbers: rounding of the network's output grows by this.
-    process = process_of(fixture)
-    growth = process.grid([process.steps - 1.0]).ratio(0)
+    growth = process_of(fixture).first_ratio
     found, expected = normalise_mel(run(fixture)[case]), normalise_mel(fixture.tensors[f"out.{case}"])
     torch.testing.assert_close(found, expected, rtol=0.0, atol=growth * TOLERANCES["output"]["atol"])

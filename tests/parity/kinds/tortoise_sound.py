@@ -31,7 +31,8 @@ def run_vocoder(fixture: Fixture) -> dict[str, Any]:
     sound = network(given["mel"], given["z"])
     for handle in handles_:
         handle.remove()
-    found["block0_kernels"], found["block0_bias"] = first.kernel_predictor(given["mel"])
+    kernels, found["block0_bias"] = first.kernel_predictor(given["mel"])
+    found["block0_kernels"] = torch.stack(kernels, dim=1).permute(0, 1, 4, 3, 5, 2)
     found |= {"waveform": sound, "mean_square_of_waveform": sound.square().mean()}
     found["mean_square_of_waveform"].backward()
     found["grad_l2_norms__mean_square"] = gradient_norms(network)
@@ -40,6 +41,8 @@ def run_vocoder(fixture: Fixture) -> dict[str, Any]:
     compare(network(given["mel"], given["z"]), sound.detach(), "output", "with weight norm folded")
     expected = {name: tuple(shape) for name, shape in fixture.json["state_dict_after_weight_norm_removal"].items()}
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == expected
+    network.fold()
+    compare(network(given["mel"], given["z"]), sound.detach(), "output", "laid out for inference")
     return found
 
 
@@ -119,4 +122,5 @@ def check_location_variable_convolution(fixture: Fixture, case: str) -> None:
     """With kernels of the reference; the two ways to compute it must agree."""
     kernels, biases = fixture.tensors["out.block0_kernels"][:, 0], fixture.tensors["out.block0_bias"][:, 0]
     x = fixture.tensors["out.block0_convt_pre"]
-    compare(location_variable_convolution(x, kernels, biases), convolved_one_by_one(x, kernels, biases), "output", case)
+    found = location_variable_convolution(x, kernels.permute(0, 4, 2, 1, 3), biases)
+    compare(found, convolved_one_by_one(x, kernels, biases), "output", case)

@@ -28,6 +28,7 @@ class RandomLatentConverter(nn.Module):
 
     def __init__(self, *, channels: PositiveInt = 1024) -> None:
         super().__init__()
+        self.channels = channels
         mapping = [EqualLinear(channels, channels, activate=True, lr_mul=0.1) for _ in range(MAPPING_LAYERS)]
         self.layers = nn.Sequential(*mapping, nn.Linear(channels, channels))
 

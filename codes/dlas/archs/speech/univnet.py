@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlas.layers.packed_linear import packed
 from dlas.layers.recompute import recompute
-from dlas.layers.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d
+from dlas.layers.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d, fold_weight_norm
 from dlas.registry import ARCHS
 from dlas.types import NonNegativeFloat, PositiveInt
 
@@ -48,7 +49,7 @@ class KernelPredictor(nn.Module):
         self.shape = (layers, channels, 2 * channels, kernel_size)
         width, pad = PREDICTOR_WIDTH, predictor_kernel // 2
 
-        def conv(out_channels: int) -> nn.Module:
+        def conv(out_channels: int) -> WeightNormConv1d:
             return WeightNormConv1d(width, out_channels, predictor_kernel, padding=pad)
 
         self.input_conv = nn.Sequential(WeightNormConv1d(mel_channels, width, 5, padding=2), nn.LeakyReLU(PREDICTOR_SLOPE))
@@ -56,38 +57,66 @@ class KernelPredictor(nn.Module):
             nn.Sequential(nn.Identity(), conv(width), nn.LeakyReLU(PREDICTOR_SLOPE), conv(width), nn.LeakyReLU(PREDICTOR_SLOPE))
             for _ in range(3)
         )
-        self.kernel_conv = conv(math.prod(self.shape))
+        self.kernel_conv: nn.Module = conv(math.prod(self.shape))
         self.bias_conv = conv(layers * 2 * channels)
 
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectrograms (B, mel_channels, T) -> kernels (B, layers, in, out, size, T) and biases (B, layers, out, T)."""
+    def forward(self, mel: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Spectrograms (B, mel_channels, T) -> for each layer kernels (B, T, out, in, size); biases (B, layers, out, T)."""
         features = self.input_conv(mel)
         for block in self.residual_convs:
             features = features + block(features)
-        layers, _, out, _ = self.shape
-        return self.kernel_conv(features).unflatten(1, self.shape), self.bias_conv(features).unflatten(1, (layers, out))
+        layers, channels, out, size = self.shape
+        biases = self.bias_conv(features).unflatten(1, (layers, out))
+        if isinstance(self.kernel_conv, FoldedKernels):
+            return [kernels.unflatten(2, (out, channels, size)) for kernels in self.kernel_conv(features)], biases
+        return self.kernel_conv(features).unflatten(1, self.shape).permute(1, 0, 5, 3, 2, 4).unbind(), biases
+
+    def fold(self) -> None:
+        """Lays out the convolution that makes kernels for inference; its weight norm has been folded."""
+        assert isinstance(self.kernel_conv, WeightNormConv1d)
+        self.kernel_conv = FoldedKernels(self.kernel_conv, self.shape)
+
+
+class FoldedKernels(nn.Module):
+    """Makes kernels as the location-variable convolution reads them, by one product of matrices for each layer.
+
+    Args:
+        conv: makes kernels in the order (layers, in, out, size).
+        shape: (layers, in, out, size).
+    """
+
+    def __init__(self, conv: WeightNormConv1d, shape: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        weight, bias = (part.unflatten(0, shape).transpose(1, 2).flatten(1, 3) for part in (conv.normed_weight, conv.bias))
+        self.size = weight.shape[-1]
+        self.layers = nn.ModuleList(packed(w.flatten(1), b) for w, b in zip(weight, bias, strict=True))
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """(B, C, T) -> for each layer (B, T, out * in * size)."""
+        windows = F.pad(features, (self.size // 2, self.size // 2)).unfold(2, self.size, 1)  # (B, C, T, size)
+        columns = windows.transpose(1, 2).flatten(2)
+        return [layer(columns) for layer in self.layers]
 
 
 def location_variable_convolution(x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
-    """Convolves each stretch of a sequence with its own kernel, as one batched product of matrices.
+    """Convolves each stretch of a sequence with its own kernel, as one convolution whose groups are the stretches.
 
     Args:
         x: (B, in, T * hop).
-        kernels: (B, in, out, size, T), of odd size.
+        kernels: (B, T, out, in, size), of odd size.
         biases: (B, out, T).
 
     Returns:
         (B, out, T * hop); beyond the ends is zero.
     """
-    batch, channels, out, size, frames = kernels.shape
+    batch, frames, out, channels, size = kernels.shape
     hop = x.shape[-1] // frames
     windows = F.pad(x, (size // 2, size // 2)).unfold(2, hop + size - 1, hop)  # (B, in, T, hop + size - 1)
-    shifted = torch.stack([windows[..., tap : tap + hop] for tap in range(size)], dim=2)  # (B, in, size, T, hop)
-    columns = shifted.permute(0, 3, 1, 2, 4).reshape(batch * frames, channels * size, hop)
-    matrices = kernels.permute(0, 4, 2, 1, 3).reshape(batch * frames, out, channels * size)
-    bias = biases.permute(0, 2, 1).reshape(batch * frames, out, 1)
-    found = torch.baddbmm(bias.to(columns.dtype), matrices.to(columns.dtype), columns)
-    return found.view(batch, frames, out, hop).permute(0, 2, 1, 3).reshape(batch, out, frames * hop)
+    stretches = windows.transpose(1, 2).reshape(1, batch * frames * channels, hop + size - 1)
+    weight = kernels.reshape(batch * frames * out, channels, size)
+    found = F.conv1d(stretches, weight, biases.transpose(1, 2).flatten(), groups=batch * frames)
+    return found.view(batch, frames, out, hop).transpose(1, 2).reshape(batch, out, frames * hop)
 
 
 class Block(nn.Module):
@@ -127,10 +156,14 @@ class Block(nn.Module):
         kernels, biases = self.kernel_predictor(mel)
         x = self.convt_pre(x)
         for index, conv in enumerate(self.conv_blocks):
-            gated = location_variable_convolution(conv(x), kernels[:, index], biases[:, index])
-            gate, value = gated.chunk(2, dim=1)
-            x = x + gate.sigmoid() * value.tanh()
+            gate, value = location_variable_convolution(conv(x), kernels[index], biases[:, index]).chunk(2, dim=1)
+            x = torch.addcmul(x, gate.sigmoid(), _tanh(value))
         return x
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent; on the CPU by way of the sigmoid, which is several times as fast there."""
+    return (2 * x).sigmoid() * 2 - 1 if x.device.type == "cpu" else x.tanh()
 
 
 @ARCHS.register("univnet")
@@ -190,6 +223,14 @@ class UnivNet(nn.Module):
         for block in self.res_stack:
             x = recompute(block, x, c, when=self.checkpointing and self.training)
         return self.conv_post(x)
+
+    def fold(self) -> UnivNet:
+        """Makes the network ready for inference, in place: no weight is computed at each use, and all lie as they are read."""
+        fold_weight_norm(self)
+        for module in self.modules():
+            if isinstance(module, KernelPredictor):
+                module.fold()
+        return self
 
     @torch.inference_mode()
     def inference(self, mel: Tensor, z: Tensor) -> Tensor:
