@@ -11,6 +11,12 @@ from torch import Tensor
 from dlas.observe import disk
 
 
+def pcm16(sound: Tensor) -> bytes:
+    """Samples (N,) as whole numbers of 16 bits, little end first; cut off beyond [-1, 1], NaN is silence."""
+    samples = (sound.detach().float().cpu().nan_to_num(0).clamp(-1, 1) * 32767).round().short()
+    return samples.numpy().astype("<i2").tobytes()
+
+
 def write_wav(path: Path, sound: Tensor, rate: int) -> None:
     """Writes a WAV file of one channel and 16 bits.
 
@@ -19,12 +25,11 @@ def write_wav(path: Path, sound: Tensor, rate: int) -> None:
         sound: (N,), cut off beyond [-1, 1]; NaN is silence.
         rate: in Hz.
     """
-    samples = (sound.detach().float().cpu().nan_to_num(0).clamp(-1, 1) * 32767).round().short()
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(samples.numpy().astype("<i2").tobytes())
+        file.writeframes(pcm16(sound))
     path.parent.mkdir(parents=True, exist_ok=True)
     disk.replace_text(path, content.getvalue())

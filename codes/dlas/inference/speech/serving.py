@@ -15,8 +15,8 @@ from dlas.errors import UserError
 from dlas.inference.speech.codes import SOUND_RATE
 from dlas.inference.speech.pipeline import Speaker
 from dlas.inference.speech.presets import PRESETS, Settings
-from dlas.inference.speech.sound_files import pcm16
 from dlas.inference.speech.voices import Voice
+from dlas.observe.waves import pcm16
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 

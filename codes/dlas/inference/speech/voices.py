@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlas.context import Context
+from dlas.data.audio.files import SUFFIXES, read_sound
 from dlas.errors import CheckpointError, ConfigurationError, DataError
 from dlas.inference.speech.codes import CODE_RATE, SOUND_RATE
 from dlas.inference.speech.models import Models
-from dlas.inference.speech.sound_files import SOUNDS, read_sound
 from dlas.layers.mel import MelSpectrogram, resample
 
 LATENTS = frozenset({".safetensors", ".pth"})
@@ -90,14 +90,14 @@ class VoiceReader:
             self._check(voice, path)
             return voice
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SOUNDS)
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
             if not files:
-                raise DataError(f"{path}: no clips in this folder; expected files that end in {', '.join(sorted(SOUNDS))}")
+                raise DataError(f"{path}: no clips in this folder; expected files that end in {', '.join(SUFFIXES)}")
         elif path.is_file():
             files = [path]
         else:
             raise DataError(f"{path}: no such voice; expected a folder of clips, a clip, or latents (.safetensors, .pth)")
-        return self.of_clips([read_sound(file) for file in files], path.name)
+        return self.of_clips([(read_sound(file, CODE_RATE), CODE_RATE) for file in files], path.name)
 
     @torch.inference_mode()
     def of_clips(self, clips: Sequence[tuple[Tensor, int]], name: str = "") -> Voice:
