@@ -8,8 +8,9 @@ concatenated, each subnet over all of it, normalisations and scales as operation
 convolution by itself, also where pictures are drawn, and its inverse each time. Latents, likelihoods, gradients and pictures
 are compared first. A training step is forward, backward and Adam with the encoder frozen (`frozen`, the first half of the
 paper's training) and learning too (`joint`). `one` draws a picture for each of a batch, `many` several for one low-resolution
-picture, which the rival does as a batch of equals. Ours and the rival take turns. Prints one JSON line: medians of the
-process's time on the processor in ms, which other load disturbs little, and the median of paired ratios (the rival over ours).
+picture, which the rival does as a batch of equals; `encoder` is the part of `one` that makes the conditions. Ours and the
+rival take turns. Prints one JSON line: medians of the process's time on the processor in ms, which other load disturbs little,
+and the median of paired ratios (the rival over ours).
 """
 
 from __future__ import annotations
@@ -223,6 +224,7 @@ def main() -> None:
         ways[name] = (training(mine, mine.encode, data), training(other, Published(other).encode, data))
     one, low_res = Published(ours), data[1]
     drawn = ours.draw(low_res, HEAT)
+    ways["encoder"] = (lambda: ours._conditions(low_res), lambda: one.conditions(low_res))
     ways["one"] = (lambda: ours.decode(drawn, low_res), lambda: one.decode(drawn, low_res))
     single, repeated = low_res[:1], low_res[:1].expand(options.pictures, -1, -1, -1)
     many = ours.draw(repeated, HEAT)

@@ -43,14 +43,20 @@ def one_by_one(steps: Level, x: Tensor, condition: Condition) -> tuple[Tensor, T
     return x, log_density
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
-@pytest.mark.parametrize("at_once", [1, 2**27])
-def test_together_is_what_one_by_one_is(factor, at_once, monkeypatch):
-    monkeypatch.setattr(flow_level, "AT_ONCE", at_once)
-    steps, _ = level()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_together_is_what_one_by_one_is(factor, layout):
+    steps, module = level()
     x, condition = inputs(factor)
-    expected = one_by_one(steps, x, condition)
-    torch.testing.assert_close(steps.encode(x, condition), expected)
+    parts = [
+        part.to(memory_format=layout).requires_grad_() for part in (x, condition.fine, condition.coarse) if part is not None
+    ]
+    x, condition = parts[0], Condition(*parts[1:])
+    expected, made = one_by_one(steps, x, condition), steps.encode(x, condition)
+    torch.testing.assert_close(made, expected)
+    weights = [*parts, *module.parameters()]
+    gradients = [torch.autograd.grad(z.square().sum() + more.sum(), weights) for z, more in (made, expected)]
+    torch.testing.assert_close(*gradients)
     with torch.no_grad():
         torch.testing.assert_close(steps.decode(expected[0], condition), x)
 

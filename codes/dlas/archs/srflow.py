@@ -275,6 +275,11 @@ class ConditionalFlow(nn.Module):
         return [*sizes, (channels, height, width)]
 
 
+def _laid_out(x: Tensor) -> Tensor:
+    """As convolutions take it without reordering: on the CPU a pixel's channels side by side."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
 @ARCHS.register("srflow", "SRFlowNet")
 class SRFlow(nn.Module):
     """Learns the likelihood of high-resolution pictures given a low-resolution one, and draws from it.
@@ -419,7 +424,7 @@ class SRFlow(nn.Module):
         conditions = self._conditions(low_res)
         pixels = picture.shape[-2] * picture.shape[-1]
         with torch.autocast(picture.device.type, enabled=False):  # determinants and inverses are not to be rounded
-            x = picture.to(conditions[0].fine.dtype)
+            x = _laid_out(picture.to(conditions[0].fine.dtype))
             if noise is not None:
                 x = x + (noise - 0.5) / self.quant
             latents, log_density = self.flowUpsamplerNet.encode(x, conditions)
@@ -432,7 +437,7 @@ class SRFlow(nn.Module):
         """The picture of latents, (B, out_nc, H, W), not clamped: the inverse of `encode`."""
         conditions = self._conditions(low_res)
         with torch.autocast(low_res.device.type, enabled=False):
-            return self.flowUpsamplerNet.decode(latents, conditions)
+            return self.flowUpsamplerNet.decode([_laid_out(each) for each in latents], conditions)
 
     def sample(self, low_res: Tensor, heat: float = 0.9) -> Tensor:
         """A picture for each low-resolution one, drawn with latents of standard deviation `heat`; at 0 always the same."""
@@ -457,7 +462,7 @@ class SRFlow(nn.Module):
                 f"a low-resolution picture of {height}x{width} pixels does not fit: height and width must be multiples of "
                 f"{self.multiple}; crop or pad it"
             )
-        conditions = self.RRDB.conditions(low_res, self.levels)
+        conditions = self.RRDB.conditions(_laid_out(low_res), self.levels)
         return [each.to(torch.promote_types(each.fine.dtype, torch.float32)) for each in conditions]
 
     @staticmethod

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dlas.layers.invertible_conv import InvertibleConv, log_determinant
 from dlas.layers.kept import Kept
+from dlas.layers.pointwise import pointwise
 from dlas.ranks import how_many, summed
 
 Maps = tuple[Tensor, Tensor]
@@ -109,7 +110,10 @@ class NormedConv(nn.Conv2d):
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
         if self.actnorm.fitting:
             return self.actnorm(super().forward(x))
-        return F.conv2d(x, *self.as_one(), padding=self.kernel_size[0] // 2)
+        weight, bias = self.as_one()
+        if self.kernel_size == (1, 1):
+            return pointwise(x, weight.flatten(1), bias)
+        return F.conv2d(x, weight, bias, padding=self.kernel_size[0] // 2)
 
     def as_one(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that does both."""
@@ -270,7 +274,7 @@ class FlowStep(nn.Module):
         else:  # both as one convolution
             scale = self.actnorm.logs.flatten().exp()
             matrix = self.invconv.matrix * scale
-            z = F.conv2d(x, matrix[:, :, None, None], matrix @ self.actnorm.bias.flatten())
+            z = pointwise(x, matrix, matrix @ self.actnorm.bias.flatten())
         if self.affine is None or seen is None:
             return z, z.new_zeros(len(z))
         return self.affine.encode(z, seen)
@@ -281,11 +285,11 @@ class FlowStep(nn.Module):
             z = self.affine.decode(z, seen)
         made_of = [*self.actnorm.parameters(), *self.invconv.parameters(), *self.invconv.buffers()]
         weight, bias = self._backwards.get(made_of, self._inverted)
-        return F.conv2d(z, weight, bias)
+        return pointwise(z, weight, bias)
 
     def _inverted(self) -> tuple[Tensor, Tensor]:
         scale = (-self.actnorm.logs).flatten().exp()
-        return (scale[:, None] * self.invconv.inverse_matrix)[:, :, None, None], -self.actnorm.bias.flatten()
+        return scale[:, None] * self.invconv.inverse_matrix, -self.actnorm.bias.flatten()
 
 
 def linear_log_density(steps: Sequence[FlowStep], pixels: int) -> Tensor:

@@ -1,12 +1,13 @@
 """The steps of one level of a conditional flow, run together.
 
 Most of a step's work is in the first convolutions of its two subnets, which see hundreds of channels of the condition and few
-or none of what is mapped. Their part over the condition is done for many steps at once, and where the condition's channels are
+or none of what is mapped. Their part over the condition is done for both at once, and where the condition's channels are
 nearest-neighbour enlargements of coarser ones, on the coarse ones: the result is the same but for rounding.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,11 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dlas.layers.enlarged_conv import Nine, add_convolved, differences, weights_of
 from dlas.layers.flow import ConditionalAffine, FlowStep, Maps, Seen, linear_log_density
 from dlas.layers.kept import Kept
-
-AT_ONCE = 2**27
-"""Most numbers that the part over the condition may have at a time: 512 MiB in float32."""
 
 Memory = Literal["keep", "recompute", "invert"]
 """Activations for the backward pass: kept; recomputed from the input of each step; or rebuilt from the output of the level."""
@@ -54,69 +53,37 @@ class Condition:
         return Condition(self.fine.to(dtype), None if self.coarse is None else self.coarse.to(dtype))
 
 
-def _of_enlarged(weight: Tensor, factor: int) -> Tensor:
-    """Enlargement by nearest neighbour and a 3x3 convolution as one with 2x2: (M, D, 3, 3) -> (M kinds^2, D, 2, 2).
-
-    Along a side the first copy of a pixel sees the pixel before and the pixel, the last one the pixel and the one after; those
-    between, a third kind where the factor is above 2, see the pixel alone.
-    """
-    first, last, between = ((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)), ((0, 0, 0), (1, 1, 1))
-    kinds = torch.tensor((first, last, between)[: min(factor, 3)]).to(weight)  # (kinds, tap of 2, tap of 3)
-    return torch.einsum("mdij,aui,bvj->mabduv", weight, kinds, kinds).flatten(0, 2)
-
-
-def _enlarged(made: Tensor, factor: int) -> Tensor:
-    """What a padded convolution by `_of_enlarged` makes, (B, M kinds^2, h + 1, w + 1), in its places: (B, M, H, W)."""
-    kinds = min(factor, 3)
-    made = made.unflatten(1, (-1, kinds, kinds))
-    height, width = made.shape[-2] - 1, made.shape[-1] - 1
-    places = [0, *[2] * (factor - 2), 1]  # kinds in order
-    rows = [
-        torch.stack([made[:, :, a, b, a % 2 : a % 2 + height, b % 2 : b % 2 + width] for b in places], dim=-1) for a in places
-    ]
-    return torch.stack(rows, dim=3).flatten(4, 5).flatten(2, 3)
-
-
 class FirstLayers(NamedTuple):
-    """The first convolutions of the subnets of n steps, each with its normalisation, by what they see.
+    """The first convolutions of a step's two subnets, the injector's and the coupling's, with their normalisations.
 
     Args:
-        fine: (2 n hidden, C, 3, 3), of `Condition.fine`: of each step the injector's, then the coupling's.
-        coarse: (2 n hidden kinds^2, D, 2, 2), of `Condition.coarse`, see `_of_enlarged`.
-        bias: (2 n hidden,).
-        kept: (hidden, kept, 3, 3) of each step, of the channels that the coupling keeps.
+        fine: (2 hidden, C, 3, 3), of `Condition.fine`.
+        coarse: nine times (2 hidden, D), of `Condition.coarse`, as `dlas.layers.enlarged_conv` has them; or none.
+        bias: (2 hidden,).
+        kept: (hidden, kept, 3, 3), of the channels that the coupling keeps.
     """
 
     fine: Tensor
-    coarse: Tensor | None
+    coarse: Nine
     bias: Tensor
-    kept: tuple[Tensor, ...]
+    kept: Tensor
 
     @staticmethod
-    def of(affines: Sequence[ConditionalAffine], condition: Condition) -> FirstLayers:
+    def of(affine: ConditionalAffine, condition: Condition) -> FirstLayers:
         """Those of these maps."""
-        weights, biases, kept = [], [], []
-        for affine in affines:
-            for subnet in (affine.fFeatures, affine.fAffine):
-                weight, bias = subnet.first.as_one()
-                weights.append(weight)
-                biases.append(bias)
-            weights[-1], own = weights[-1][:, affine.kept :], weights[-1][:, : affine.kept]
-            kept.append(own)
-        weight, bias = torch.cat(weights), torch.cat(biases)
+        injector, injector_bias = affine.fFeatures.first.as_one()
+        coupling, coupling_bias = affine.fAffine.first.as_one()
+        weight = torch.cat((injector, coupling[:, affine.kept :]))
+        bias, kept = torch.cat((injector_bias, coupling_bias)), coupling[:, : affine.kept]
         if condition.coarse is None:
-            return FirstLayers(weight, None, bias, tuple(kept))
+            return FirstLayers(weight, (), bias, kept)
         fine, coarse = weight.split((condition.fine.shape[1], condition.coarse.shape[1]), dim=1)
-        return FirstLayers(fine, _of_enlarged(coarse, condition.factor), bias, tuple(kept))
+        return FirstLayers(fine, weights_of(coarse), bias, kept)
 
-    def of_condition(self, condition: Condition, first: int, last: int) -> Tensor:
-        """(B, last - first, H, W): channels of what they make of the condition."""
-        made = F.conv2d(condition.fine, self.fine[first:last], self.bias[first:last], padding=1)
-        if self.coarse is None or condition.coarse is None:
-            return made
-        kinds = len(self.coarse) // len(self.fine)
-        coarse = F.conv2d(condition.coarse, self.coarse[first * kinds : last * kinds], padding=1)
-        return made + _enlarged(coarse, condition.factor)
+    def of_condition(self, fine: Tensor, coarse: Nine) -> Tensor:
+        """(B, 2 hidden, H, W): what they make of the condition, its coarse channels given as `differences`, or none."""
+        made = F.conv2d(fine, self.fine, self.bias, padding=1)
+        return add_convolved(made, coarse, self.coarse) if coarse else made
 
 
 class Level:
@@ -128,7 +95,7 @@ class Level:
 
     def __init__(self, steps: Sequence[FlowStep]) -> None:
         self.steps = list(steps)
-        self._first_layers: Kept[FirstLayers] = Kept()
+        self._first_layers: list[Kept[FirstLayers]] = [Kept() for _ in self.steps]
 
     def encode(self, x: Tensor, condition: Condition, memory: Memory = "keep") -> tuple[Tensor, Tensor]:
         """(B, channels, H, W) -> the same shape, and what is added to ln p of each sample, (B,)."""
@@ -177,37 +144,28 @@ class Level:
     def _each_sees(
         self, condition: Condition, samples: int, *, reverse: bool = False
     ) -> Iterator[tuple[FlowStep, Seen | None]]:
-        made = self._of_condition(condition, reverse)
-        for step in reversed(self.steps) if reverse else self.steps:
-            yield step, None if step.affine is None else _seen(step.affine, *next(made), samples)
-
-    def _of_condition(self, condition: Condition, reverse: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each step with maps: injector's and coupling's first layer of the condition, and the weight for what is kept."""
-        affines = [step.affine for step in self.steps if step.affine is not None]
-        if not affines:
-            return
-        learned = [weight for affine in affines for weight in affine.first_weights()]
-        layers = self._first_layers.get(learned, lambda: FirstLayers.of(affines, condition))
-        hidden = len(layers.bias) // (2 * len(affines))
-        batch, _, height, width = condition.fine.shape
-        at_once = max(1, AT_ONCE // (2 * hidden * batch * height * width))
-        groups = [range(len(affines))[start : start + at_once] for start in range(0, len(affines), at_once)]
-        for group in reversed(groups) if reverse else groups:
-            made = layers.of_condition(condition, 2 * hidden * group[0], 2 * hidden * (group[-1] + 1)).split(hidden, dim=1)
-            for place in reversed(group) if reverse else group:
-                own = 2 * (place - group[0])
-                yield made[own], made[own + 1], layers.kept[place]
+        ahead = list(zip(self.steps, self._first_layers, strict=True))
+        coarse: Nine = ()
+        if condition.coarse is not None and any(step.affine is not None for step in self.steps):
+            coarse = differences(condition.coarse)
+        for step, kept in reversed(ahead) if reverse else ahead:
+            if step.affine is None:
+                yield step, None
+            else:
+                layers = kept.get(step.affine.first_weights(), functools.partial(FirstLayers.of, step.affine, condition))
+                yield step, _seen(step.affine, layers, layers.of_condition(condition.fine, coarse), samples)
 
 
-def _seen(affine: ConditionalAffine, injected: Tensor, coupled: Tensor, weight: Tensor, samples: int) -> Seen:
-    count = samples // len(injected)
+def _seen(affine: ConditionalAffine, layers: FirstLayers, of_condition: Tensor, samples: int) -> Seen:
+    injected, coupled = of_condition.chunk(2, dim=1)
+    count = samples // len(of_condition)
 
     def injector() -> Maps:
         shift, scale = affine.fFeatures.rest(injected)
         return _repeated(shift, count), _repeated(scale, count)
 
     def coupling(kept: Tensor) -> Maps:
-        return affine.fAffine.rest(F.conv2d(kept, weight, padding=1) + _repeated(coupled, count))
+        return affine.fAffine.rest(F.conv2d(kept, layers.kept, padding=1) + _repeated(coupled, count))
 
     return Seen(injector, coupling)
 
