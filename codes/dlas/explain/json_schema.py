@@ -72,8 +72,16 @@ def json_schema() -> Schema:
 
 
 def json_schema_text() -> str:
-    """The schema as it is written to a file."""
-    return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+    """The schema as it is written to a file: a definition a line, so that changes of one are seen as such."""
+    whole = json_schema()
+    definitions = whole.pop("$defs")
+    head = _compact(whole).removesuffix("}")
+    lines = ",\n".join(f"{_compact(name)}:{_compact(shape)}" for name, shape in definitions.items())
+    return f'{head},"$defs":{{\n{lines}\n}}}}\n'
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------- shape
@@ -110,20 +118,29 @@ def _component_shapes(cls: type[Component], own: dict[str, Schema], base: Schema
     references = {key: {"$ref": f"#/$defs/{cls.__name__}/properties/{key}"} for key in own}
     for entry in shipped(cls.REGISTRY).values():
         # Two sections may configure the same components, with other keys beside their options.
-        name = f"{entry.kind if component_section(cls.REGISTRY) is cls else cls.__name__}.{entry.name}"
+        first_of_both = component_section(cls.REGISTRY) is cls
+        name = f"{entry.kind if first_of_both else cls.__name__}.{entry.name}"
+        if first_of_both:
+            variants[_options_name(entry)] = _options_schema(entry)
         variants[name] = _variant(cls, entry, references)
         choices.append({"if": _named(cls, entry), "then": {"$ref": f"#/$defs/{name}"}})
     return {cls.__name__: {**base, "properties": own, "allOf": choices}, **variants}
 
 
 def _variant(cls: type[Component], entry: Entry, beside: Mapping[str, Schema]) -> Schema:
-    options = _options_schema(entry)
-    properties = {**beside, **options["properties"]}
+    options = f"#/$defs/{_options_name(entry)}"
+    own = {option.name: {"$ref": f"{options}/properties/{option.name}"} for option in options_of(entry)}
+    properties = {**beside, **own}
     for key in cls.NESTED:
-        if key not in options["properties"]:
-            properties[key] = {**options, "description": "options of the component, as if they stood beside it"}
+        if key not in own:
+            properties[key] = {"$ref": options, "description": "options of the component, as if they stood beside it"}
     shape: Schema = {"description": documentation(entry).summary, "properties": properties}
     return shape if entry.accepts_any else {**shape, "additionalProperties": False}
+
+
+def _options_name(entry: Entry) -> str:
+    """Of the definition that all places where the component can stand refer to."""
+    return f"{entry.kind}.{entry.name}.options"
 
 
 def _options_schema(entry: Entry) -> Schema:
