@@ -1,8 +1,11 @@
-"""Users' functions of clips as arguments of commands."""
+"""Users' functions of clips in commands: as arguments, and how far they are."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlas.errors import ConfigurationError
@@ -46,3 +49,18 @@ def function_of(arguments: argparse.Namespace, kind: Kind[Result]) -> ClipFuncti
     function = ClipFunction(kind, reference, tuple((key, value) for key, value in options))
     function.check()
     return function
+
+
+@contextmanager
+def stages_shown() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Gives a function that is told a stage's name and number of clips; what it gives is told how many more are done."""
+    from dlas.observe.console import progress_bar
+
+    with ExitStack() as bars:
+
+        def begin(what: str, clips: int) -> Callable[[int], None]:
+            print(f"{what} of {clips} clips", file=sys.stderr)
+            bar = bars.enter_context(progress_bar(clips, 0))
+            return lambda more: bar.update(more) and None
+
+        yield begin

@@ -27,6 +27,7 @@ _OF_THE_SYSTEM = (
 COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
+    "evaluate": "measure clips of speech: error rates, voices, opinion scores, distances",
     "upscale": "enlarge pictures and videos with a trained or published network",
     "export": "write a network in another form: onnx",
     "release": "make a run ready for others: weights that say what they are, a page, a sheet",

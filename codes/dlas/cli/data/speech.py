@@ -6,12 +6,10 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlas.cli.clip_functions import add_function, function_of
+from dlas.cli.clip_functions import add_function, function_of, stages_shown
 from dlas.cli.numbers import count, not_negative, positive
 from dlas.errors import ConfigurationError
 
@@ -124,14 +122,8 @@ def _build(arguments: argparse.Namespace) -> int:
             for outcome in corpus.cut():
                 outcomes.append(outcome)
                 bar.update()
-        with ExitStack() as bars:
-
-            def advance(what: str, clips: int) -> Callable[[int], None]:
-                print(f"{what} of {clips} clips", file=sys.stderr)
-                bar = bars.enter_context(progress_bar(clips, 0))
-                return lambda more: bar.update(more) and None
-
-            report = corpus.describe(outcomes, advance)
+        with stages_shown() as begin:
+            report = corpus.describe(outcomes, begin)
     print(report.text(time.monotonic() - start, workers))
     return 1 if not report.kept.clips or (arguments.strict and report.faults) else 0
 

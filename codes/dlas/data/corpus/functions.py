@@ -58,6 +58,7 @@ def _numbers(given: Any, count: int) -> list[float]:
 
 RECOGNISER = Kind("recogniser", "transcribe", "a list of texts", _texts)
 ENCODER = Kind("encoder", "embed", "vectors (clips, N)", _vectors)
+FEATURES = Kind("features", "embed", "vectors (clips, N)", _vectors)
 JUDGE = Kind("judge", "score", "a number for each clip", _numbers)
 
 
