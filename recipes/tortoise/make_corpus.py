@@ -1,6 +1,6 @@
 """Makes a small corpus of speech with its texts, of recordings that lie in packages of Debian.
 
-    python recipes/tortoise/make_corpus.py datasets/asterisk                  # English, one speaker, 24 minutes
+    python recipes/tortoise/make_corpus.py datasets/asterisk                  # English, one speaker, 22 minutes
     python recipes/tortoise/make_corpus.py datasets/asterisk --languages en es fr it ru
 
 The recordings are the voice prompts of the telephone exchange Asterisk: five speakers, one a language, 16 kHz. Packages are
@@ -23,15 +23,14 @@ from typing import NamedTuple
 
 import soundfile
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from debian_packages import PreparationError, fetch, unpack
+
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 RATE = 16000  # Hz, of G.722
 FEWEST_SECONDS = 1.0
 HELD_OUT = 20  # every so many-th clip of a speaker is for validation
 BATCH = 64  # files that one process of ffmpeg decodes
-
-
-class PreparationError(Exception):
-    """What the user has to do before this can work."""
 
 
 class Clip(NamedTuple):
@@ -46,48 +45,6 @@ class Clip(NamedTuple):
 def packages(languages: list[str]) -> list[str]:
     """Texts are in the packages without an ending, recordings in the others."""
     return [f"asterisk-core-sounds-{language}{ending}" for language in languages for ending in ("", "-g722")]
-
-
-def fetch(debs: Path, wanted: list[str]) -> None:
-    """Downloads the packages that do not lie in the folder.
-
-    Raises:
-        PreparationError: there is no apt, or it does not find the packages.
-    """
-    wanted = [package for package in wanted if not list(debs.glob(f"{package}_*.deb"))]
-    if not wanted:
-        return
-    if shutil.which("apt-get") is None:
-        raise PreparationError(
-            "apt-get is not here: the recordings lie in packages of Debian and Ubuntu. On another system, fetch the files\n"
-            f"{', '.join(wanted)}\nfrom https://packages.debian.org/bookworm/all/<package>/download into a folder and name it with "
-            "--debs."
-        )
-    print(f"downloading {', '.join(wanted)} (about 11 MB a language)", flush=True)
-    done = subprocess.run(["apt-get", "-q", "download", *wanted], cwd=debs, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise PreparationError(
-            f"apt-get download failed: {''.join(reason)}\nIf it cannot locate a package, its lists are old or "
-            "empty: run 'apt-get update' as root, and on Ubuntu have the component 'universe' enabled."
-        )
-
-
-def unpack(debs: Path, tree: Path, wanted: list[str]) -> None:
-    """Unpacks the packages into a folder.
-
-    Raises:
-        PreparationError: dpkg-deb is not here, or cannot read a file.
-    """
-    if shutil.which("dpkg-deb") is None:
-        raise PreparationError(
-            "dpkg-deb is not here; it unpacks the packages. It is part of the package dpkg of most distributions."
-        )
-    for package in wanted:
-        for deb in sorted(debs.glob(f"{package}_*.deb"))[-1:]:
-            done = subprocess.run(["dpkg-deb", "-x", str(deb), str(tree)], capture_output=True, text=True)
-            if done.returncode:
-                raise PreparationError(f"{deb} cannot be unpacked ({done.stderr.strip()}); delete it and start again")
 
 
 def clips_of(tree: Path, language: str) -> Iterator[Clip]:
@@ -190,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
             debs, tree = given.debs or Path(scratch) / "debs", Path(scratch) / "tree"
             debs.mkdir(parents=True, exist_ok=True)
             tree.mkdir()
-            fetch(debs, packages(languages))
+            fetch(debs, packages(languages), what="recordings", size="about 11 MB a language")
             unpack(debs, tree, packages(languages))
             amounts = write(tree, given.out, languages)
     except PreparationError as error:
