@@ -417,7 +417,11 @@ class LoggerConfig(Section):
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
     visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals")
-    visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
+    audio: dict[str, PositiveInt] = opt(
+        {},
+        "state keys of sound, (B, N) or (B, 1, N), with their rates in Hz; the first of a batch is written beside the pictures",
+    )
+    visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures and sounds")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
 
 from dlas.config import Config
 from dlas.config.schema import StepConfig
 from dlas.context import mix_seed
-from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
@@ -43,10 +40,10 @@ from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 from dlas.engine.step_state import restore_step, step_state
 from dlas.engine.validation import Validation
+from dlas.engine.visuals import Visuals
 from dlas.engine.watchdog import Watchdog
 from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError, printable
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
-from dlas.observe.pictures import grid
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
 from dlas.optim.schedules import build_schedule
@@ -134,7 +131,7 @@ class Trainer:
         self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
-        self._not_shown: set[str] = set()  # visuals that cannot be shown: told of once
+        self.visuals = Visuals(self.config.logger, self.folder)
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -260,9 +257,8 @@ class Trainer:
         progress.step += 1
         self._saved = False
         progress.samples += sum(len(part.positions) for part in parts)
-        visuals = self.config.logger.visuals
-        if visuals and progress.step % self.config.logger.visual_debug_rate == 0 and not self.health.bad_update(wait=True):
-            self._write_visuals(parts[0])
+        if self.visuals.due(progress.step) and not self.health.bad_update(wait=True):
+            self.visuals.write(parts[0].state, progress.step, self.recorder)
         return parts
 
     # ------------------------------------------------------------------------------------------------- watching and saving
@@ -391,20 +387,6 @@ class Trainer:
             if self.best.step(self.progress.best) == self.progress.step:
                 self.save()
         self.clock.resume()
-
-    def _write_visuals(self, part: MicroBatch) -> None:
-        for key in self.config.logger.visuals:
-            value = part.state.get(key)
-            if not isinstance(value, Tensor) or value.dim() != 4:
-                if key not in self._not_shown:
-                    LOGGER.warning(
-                        "logger.visuals: '%s' is not a batch of images in the state at step %d", key, self.progress.step
-                    )
-                self._not_shown.add(key)
-                continue
-            images = (value + 1) / 2 if self.config.logger.reverse_n1_to_1 else value
-            target = self.folder.visuals / key / f"{self.progress.step}.png"
-            self.folder.dispensable("visuals", partial(write_png, target, grid(images)))
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.

@@ -72,6 +72,10 @@ class Recorder:
         """A picture, (3, H, W) in [0, 1]."""
         self._tell(lambda writer: writer.add_image(tag, image, step))
 
+    def sound(self, tag: str, sound: Tensor, rate: int, step: int) -> None:
+        """Sound, (N,) in [-1, 1], of `rate` Hz."""
+        self._tell(lambda writer: writer.add_audio(tag, sound.clamp(-1, 1), step, sample_rate=rate))
+
     def text(self, tag: str, text: str) -> None:
         """Preformatted text."""
         indented = "    " + text.replace("\n", "\n    ")  # an indented block keeps its line breaks
