@@ -17,10 +17,11 @@ from dlas.data.audio.manifests import read_utterances
 from dlas.data.base import BadSample, Buckets, Request, create_dataset
 from dlas.data.loader import build_loader
 from dlas.data.sampler import SampleOrder
+from dlas.data.text.symbols import LetterTokenizer
 from dlas.engine.dryrun import dry_run
 from dlas.errors import ConfigurationError, DataError
 from dlas.layers.mel import MelSpectrogram
-from spoken import TOKENIZER, WORDS, corpus, tone
+from spoken import MEL_NORMS, TOKENIZER, WORDS, corpus, tone
 
 RATE = 22050
 
@@ -159,7 +160,7 @@ def test_conditioning_is_of_the_same_speaker_and_never_the_clip_itself(tmp_path)
 def test_speakers_of_two_corpora_are_different_ones(tmp_path):
     lists = [str(corpus(tmp_path / name, speakers=1, clips=2)) for name in ("a", "b")]
     dataset = paired(lists, load_conditioning=True)
-    assert [clip.speaker for clip in dataset.clips] == ["0/0", "0/0", "1/0", "1/0"]
+    assert [clip.voice for clip in dataset.clips] == [(0, "0")] * 2 + [(1, "0")] * 2
     assert sample(paired(lists, types=[5, 6]), index=2)["type"] == 6
     with pytest.raises(ConfigurationError, match="2 paths, 2 fetcher_mode and 1 types"):
         paired(lists, types=[1])
@@ -210,6 +211,12 @@ def test_texts_without_letters_are_bad_files(tmp_path):
         sample(paired(tmp_path / "list.tsv", fetcher_mode="tsv", use_bpe_tokenizer=False, tokenizer_vocab=None))
 
 
+def test_letters_have_the_numbers_of_tacotrons_table():
+    assert LetterTokenizer().encode("Ab, $5_!") == [38, 39, 6, 11, *(38 + ord(each) - ord("a") for each in "five"), 11, *(
+        38 + ord(each) - ord("a") for each in "dollars"
+    ), 2]  # fmt: skip
+
+
 def test_tokenizers_are_chosen(tmp_path):
     listed = corpus(tmp_path)
     letters = sample(paired(listed, use_bpe_tokenizer=False, tokenizer_vocab=None))
@@ -235,7 +242,7 @@ steps:
     optimizer: adamw
     optimizer_params: {lr: 1e-3}
     injectors:
-      mel: {type: torch_mel_spectrogram, in: wav, out: mel}
+      mel: {type: torch_mel_spectrogram, in: wav, out: mel, mel_norm_file: NORMS}
       codes: {type: discrete_token, in: mel, out: all_codes}
       cut: {type: slice, in: all_codes, out: codes, dim: 1, end: -1}
       clips: {type: for_each, subtype: torch_mel_spectrogram, in: conditioning, out: clips}
@@ -250,7 +257,7 @@ steps:
       mel: {type: direct, key: mel_loss, weight: 1}
 train: {niter: 2}
 """
-    (tmp_path / "o.yml").write_text(text)
+    (tmp_path / "o.yml").write_text(text.replace("NORMS", str(MEL_NORMS)))
     found = dry_run(load(tmp_path / "o.yml"))
     assert found.problems == []
     shapes = {entry.key: entry.value for entry in found.iterations[0].state}

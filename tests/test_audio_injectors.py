@@ -56,7 +56,6 @@ def test_gradients_do_not_flow_through_spectrograms():
         (None, "no file at mel_norm_file"),
         (b"text", "is no file that torch has saved"),
         (torch.ones(4), r"holds a tensor \(4,\); expected 80 numbers"),
-        (torch.zeros(80), "numbers other than 0"),
         ({"a": 1}, "holds a dict"),
     ],
 )

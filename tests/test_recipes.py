@@ -87,7 +87,8 @@ def test_so_do_those_of_real_esrgan(family):
 
 
 LATENT = RECIPES / "latent_t2i"  # its phases are tested together
-FULL = [path for path in sorted(RECIPES.rglob("*.yml")) if "small" not in path.name and path.parent != LATENT]
+SPEECH = RECIPES / "tortoise"  # in test_speech_recipes.py
+FULL = [path for path in sorted(RECIPES.rglob("*.yml")) if "small" not in path.name and path.parent not in (LATENT, SPEECH)]
 GENERATIVE = ("edm", "flow")
 """Folders of recipes that make pictures of nothing."""
 

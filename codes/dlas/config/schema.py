@@ -355,7 +355,9 @@ class EvalConfig(Section):
     metrics: list[MetricName] = opt(["psnr_y", "ssim_y"], "registered metrics, on pictures rounded to 8 bits")
     metric_options: dict[str, dict[str, Any]] = opt({}, "options of metrics by name: `lpips: {net: vgg}`")
     values: list[str] = opt(
-        [], "state keys with one number a sample (a bound, a loss), reported like metrics under their names; lower is better"
+        [],
+        "state keys with one number a sample (a bound, a loss; with `batch_size: 1` also a batch's one number), reported like "
+        "metrics under their names; lower is better",
     )
     crop_border: NonNegativeInt | None = opt(None, "pixels left out at each side by the metrics; `scale` by default")
     baseline: Literal["bicubic", "none"] = opt("bicubic", "a reference reported beside each metric, where `scale` is over 1")

@@ -286,6 +286,8 @@ class Evaluator:
 
 
 def _one_each(key: str, values: Tensor, count: int) -> Tensor:
+    if values.dim() == 0 and count == 1:  # a network's own loss: the mean over a batch of one
+        return values[None]
     if values.shape != (count,):
         given = " x ".join(map(str, values.shape)) or "one number"
         raise TrainingError(f"eval.values: '{key}' must hold one number for each of the {count} pictures; it holds {given}")

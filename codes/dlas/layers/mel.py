@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 MelScale: TypeAlias = Literal["htk", "slaney"]
@@ -172,14 +175,24 @@ def resample(audio: Tensor, rate: int, new_rate: int, *, zeros: int = 6, rolloff
         return audio
     common = math.gcd(rate, new_rate)
     old, new = rate // common, new_rate // common
+    kernels, reach = _resampling_kernels(old, new, zeros, rolloff)
+    flat = F.pad(audio.reshape(-1, 1, audio.shape[-1]), (reach, reach + old))
+    blocks = F.conv1d(flat, torch.from_numpy(kernels)[:, None].to(flat), stride=old)
+    length = math.ceil(new * audio.shape[-1] / old)
+    return blocks.transpose(1, 2).flatten(1)[:, :length].reshape(*audio.shape[:-1], length)
+
+
+@lru_cache(maxsize=16)
+def _resampling_kernels(old: int, new: int, zeros: int, rolloff: float) -> tuple[NDArray[np.float64], int]:
+    """What makes `new` samples of a block of `old` ones, (new, old + 2 reach), and how far it reaches beyond the block.
+
+    They are kept, since making them takes longer than using them on a few seconds of sound; as arrays, which a rehearsal on
+    tensors without contents leaves as they are.
+    """
     cutoff = min(old, new) * rolloff
     reach = math.ceil(zeros * old / cutoff)
     # The time from each of a block's new samples to each old sample around it, in crossings of the sinc.
-    source = torch.arange(-reach, reach + old, dtype=torch.float64) / old
-    distance = (source - torch.arange(new, dtype=torch.float64)[:, None] / new) * cutoff
-    window = torch.cos(distance.clamp(-zeros, zeros) * math.pi / zeros / 2).square()
-    kernels = torch.sinc(distance.clamp(-zeros, zeros)) * window * (cutoff / old)
-    flat = F.pad(audio.reshape(-1, 1, audio.shape[-1]), (reach, reach + old))
-    blocks = F.conv1d(flat, kernels[:, None].to(flat), stride=old)
-    length = math.ceil(new * audio.shape[-1] / old)
-    return blocks.transpose(1, 2).flatten(1)[:, :length].reshape(*audio.shape[:-1], length)
+    source = np.arange(-reach, reach + old) / old
+    distance = ((source - np.arange(new)[:, None] / new) * cutoff).clip(-zeros, zeros)
+    window = np.cos(distance * math.pi / zeros / 2) ** 2
+    return np.sinc(distance) * window * (cutoff / old), reach

@@ -181,6 +181,9 @@ DATASETS = [
         )
         for name in ("min_tile_size", "tile_scale_normal_stddev", "use_flip", "use_rot")
     ),
+    _dropped("datasets.*.cache_path", "nothing is kept in the folder of the data: files are listed at each start", "cache.pth"),
+    _dropped("datasets.*.needs_collate", "samples of different lengths are put together as they need it", True),
+    _dropped("datasets.*.debug_loading_failures", "the log names each file that was left out", True),
 ]
 
 NETWORKS = [
@@ -263,6 +266,16 @@ STEPS = [
                 "remove it, or choose channels with 'channel_restriction_low' and 'channel_restriction_high'",
                 (None,),
                 example=0.5,
+            ),
+            *(
+                _refused(
+                    f"{injectors}.{name}",
+                    "frozen networks are networks of this file, not of another run's",
+                    "write the network under 'networks' and its weights under 'path.pretrain'",
+                    (None,),
+                    example="../experiments/other.yml",
+                )
+                for name in ("dvae_config", "gpt_config", "gpt_path", "diffusion_path")
             ),
         )
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dlas.data.audio.batches import pad_to
 from dlas.data.audio.files import SUFFIXES, read_part
-from dlas.data.audio.manifests import Utterance
+from dlas.data.audio.manifests import Utterance, Voice
 from dlas.data.base import BadSample
 from dlas.errors import DataError, printable
 
@@ -24,16 +25,17 @@ Alone: TypeAlias = Literal["error", "skip", "self"]
 _EXAMPLES = 3
 
 
-def by_speaker(clips: Sequence[Utterance], alone: Alone) -> tuple[list[Utterance], dict[str, list[Path]]]:
-    """The clips that have companions, and the files of each speaker.
+def by_voice(clips: Sequence[Utterance], alone: Alone) -> tuple[list[Utterance], dict[Voice, list[Path]]]:
+    """The clips that have companions, and the files of each voice.
 
     Raises:
         DataError: some have none, and `alone` is `error`; or nothing is left.
     """
-    voices: dict[str, list[Path]] = {}
+    found: dict[Voice, dict[Path, None]] = {}
     for clip in clips:
-        voices.setdefault(clip.speaker, []).append(clip.path)
-    single = [clip for clip in clips if len(set(voices[clip.speaker])) == 1]
+        found.setdefault(clip.voice, {})[clip.path] = None
+    voices = {voice: list(files) for voice, files in found.items()}
+    single = [clip for clip in clips if len(voices[clip.voice]) == 1]
     if single and alone == "error":
         shown = ", ".join(printable(clip.path) for clip in single[:_EXAMPLES])
         raise DataError(
@@ -41,11 +43,10 @@ def by_speaker(clips: Sequence[Utterance], alone: Alone) -> tuple[list[Utterance
             f"{', ...' if len(single) > _EXAMPLES else ''}. Conditioning takes another clip of the same voice: add some, or "
             "say `only_clip: skip` (leave them out) or `self` (the clip itself, which the network then learns to copy)"
         )
-    if alone == "skip":
-        clips = [clip for clip in clips if len(set(voices[clip.speaker])) > 1]
-    if not clips:
+    kept = [clip for clip in clips if alone != "skip" or len(voices[clip.voice]) > 1]
+    if not kept:
         raise DataError("no clip has another one of its speaker; conditioning needs two clips of a voice")
-    return list(clips), voices
+    return kept, voices
 
 
 @lru_cache(maxsize=4096)
@@ -89,18 +90,13 @@ class Companions:
         Raises:
             BadSample: there are no others, or a file is unusable.
         """
-        files = [each for each in of_voice if each != path]
+        order = (of_voice[each] for each in random.permutation(len(of_voice)))
+        files = list(itertools.islice((each for each in order if each != path), self.count))
         alone = not files
-        if alone:
-            if self.alone != "self":
-                raise BadSample(
-                    path, "is the only clip of its speaker, so no other can tell the voice; add some, or say `only_clip: self`"
-                )
-            files = [path]
-        chosen: list[int] = []
-        while len(chosen) < self.count:
-            chosen += random.permutation(len(files)).tolist()[: self.count - len(chosen)]
-        parts = [
-            pad_to(read_part(files[each], self.rate, self.length, random.random())[None], [1, self.length]) for each in chosen
-        ]
+        if alone and self.alone != "self":
+            raise BadSample(
+                path, "is the only clip of its speaker, so no other can tell the voice; add some, or say `only_clip: self`"
+            )
+        chosen = itertools.islice(itertools.cycle(files or [path]), self.count)
+        parts = [pad_to(read_part(each, self.rate, self.length, random.random())[None], [1, self.length]) for each in chosen]
         return torch.stack(parts).reshape(self.shape), alone

@@ -30,6 +30,9 @@ CLIPPED_SHARE = 1e-3
 LOUDEST = 10.0
 """What no recording in [-1, 1] reaches: beyond, a file holds something else, such as whole numbers saved as floats."""
 
+SLACK = 0.1
+"""Seconds by which a header may promise more than there is, as those of compressed files do."""
+
 _LOG = logging.getLogger(__name__)
 _told: set[str] = set()
 
@@ -120,7 +123,7 @@ def _opened(path: str | Path) -> Iterator[SoundFile]:
 
 def _decoded(path: str | Path, file: SoundFile, frames: int, rate: int) -> Tensor:
     data: Any = file.read(frames, dtype="float32", always_2d=True)
-    if len(data) < frames:
+    if len(data) < max(1, frames - SLACK * file.samplerate):
         raise BadSample(path, f"ends after {len(data)} of {frames} samples; fetch it again or remove it")
     sound = torch.from_numpy(data).mean(1)
     if not bool(sound.isfinite().all()):
@@ -145,6 +148,6 @@ def _tell_once(kind: str, path: str | Path, words: str) -> None:
         _LOG.warning("%s %s (further files of this kind are not named)", printable(path), words)
 
 
-def joined_paths(path: str | Path | Sequence[str]) -> list[Path]:
+def as_paths(path: str | Path | Sequence[str]) -> list[Path]:
     """One path or several, as a list."""
     return [Path(each).expanduser() for each in ([path] if isinstance(path, str | Path) else path)]

@@ -11,6 +11,9 @@ from typing import Literal, TypeAlias
 from dlas.data.audio.files import SUFFIXES
 from dlas.errors import DataError, printable
 
+Voice: TypeAlias = tuple[int, str]
+"""A corpus and a speaker."""
+
 Layout: TypeAlias = Literal["lj", "libritts", "vctk", "tsv", "jsonl"]
 
 
@@ -21,12 +24,19 @@ class Utterance:
     Args:
         path: the sound file.
         text: what is said.
-        speaker: whose voice it is; clips of one speaker have the same name here.
+        speaker: whose voice it is; clips of one speaker of a corpus have the same name here.
+        corpus: number of the corpus that it is of.
     """
 
     path: Path
     text: str
     speaker: str
+    corpus: int = 0
+
+    @property
+    def voice(self) -> Voice:
+        """Speakers of different corpora are different ones, whatever their names."""
+        return self.corpus, self.speaker
 
 
 def read_utterances(path: str | Path, layout: Layout) -> list[Utterance]:

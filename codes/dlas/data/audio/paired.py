@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from dlas.data.audio.batches import pad_to_longest
-from dlas.data.audio.companions import Alone, Companions, by_speaker, in_folder
-from dlas.data.audio.files import joined_paths, read_sound
-from dlas.data.audio.manifests import Utterance, read_utterances, split_line
+from dlas.data.audio.companions import Alone, Companions, by_voice, in_folder
+from dlas.data.audio.files import as_paths, read_sound
+from dlas.data.audio.manifests import Utterance, Voice, read_utterances, split_line
 from dlas.data.base import BadSample, Buckets, Dataset, Request, Sample, TensorSpec
+from dlas.data.text.cleaning import Cleaner
 from dlas.data.text.symbols import LetterTokenizer
 from dlas.data.text.tokenizer import VoiceTokenizer
 from dlas.errors import ConfigurationError, DataError, printable
@@ -95,7 +96,7 @@ def specified(options: Mapping[str, Any]) -> Sample | None:
     return sample
 
 
-def tokenizer_of(bpe: bool, vocabulary: str | None) -> Tokenizer:
+def tokenizer_of(bpe: bool, vocabulary: str | None, cleaner: Cleaner) -> Tokenizer:
     """What the options of a data set say of texts.
 
     Raises:
@@ -108,7 +109,7 @@ def tokenizer_of(bpe: bool, vocabulary: str | None) -> Tokenizer:
         )
     if not bpe and vocabulary is not None:
         raise ConfigurationError("tokenizer_vocab has no effect with `use_bpe_tokenizer: false`; remove one of the two")
-    return VoiceTokenizer(vocabulary, training_signs=True) if vocabulary is not None else LetterTokenizer()
+    return VoiceTokenizer(vocabulary, cleaner, training_signs=True) if vocabulary is not None else LetterTokenizer(cleaner)
 
 
 def companions_of(wanted: bool, count: int, length: int, rate: int, alone: Alone) -> Companions | None:
@@ -120,7 +121,7 @@ class _Listed(Dataset):
     """What data sets of a list of clips have in common. A subclass sets the attributes."""
 
     clips: list[Utterance]
-    voices: dict[str, list[Path]]
+    voices: dict[Voice, list[Path]]
     reader: Reader
     companions: Companions | None
     bucket_batches: int
@@ -150,13 +151,13 @@ class _Listed(Dataset):
         if self.companions is None:
             self.clips, self.voices = clips, {}
         else:
-            self.clips, self.voices = by_speaker(clips, self.companions.alone)
+            self.clips, self.voices = by_voice(clips, self.companions.alone)
 
     def _read(self, request: Request) -> Sample:
         clip = self.clips[request.index]
         sample = self.reader.read(clip.path, clip.text)
         if self.companions is not None:
-            sample |= conditioning(self.companions, clip.path, self.voices[clip.speaker], request)
+            sample |= conditioning(self.companions, clip.path, self.voices[clip.voice], request)
         return sample
 
 
@@ -190,7 +191,9 @@ class PairedVoiceAudio(_Listed):
         conditioning_length: samples of each; shorter clips are filled up with zeros.
         only_clip: the only clip of a speaker: `error` stops at the start, `skip` leaves it out, `self` gives the clip itself.
         use_bpe_tokenizer: texts as tokens of `tokenizer_vocab`; false: as letters (English, 64 signs).
-        tokenizer_vocab: a tokenizer.json, as of tortoise-tts.
+        tokenizer_vocab: a tokenizer.json: that of tortoise-tts, or one that `dlas data tokenizer` has made.
+        text_cleaner: what is done to texts first: `basic`: lower case and single blanks; `transliteration`: also without
+            accents; `english`: also numbers and abbreviations as words.
         bucket_batches: batches of clips of about one length are put together within so many batches at a time; 0: as they come.
         on_bad_file: `error` stops at a damaged, too short or too long clip; `skip` takes another one and reports it.
 
@@ -230,10 +233,11 @@ class PairedVoiceAudio(_Listed):
         only_clip: Literal["error", "skip", "self"] = "error",
         use_bpe_tokenizer: bool = True,
         tokenizer_vocab: str | None = None,
+        text_cleaner: Literal["english", "basic", "transliteration"] = "english",
         bucket_batches: NonNegativeInt = 0,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
-        paths = joined_paths(path)
+        paths = as_paths(path)
         layouts = [fetcher_mode] * len(paths) if isinstance(fetcher_mode, str) else fetcher_mode
         numbers = [0] * len(paths) if types is None else types
         if not len(paths) == len(layouts) == len(numbers):
@@ -241,7 +245,11 @@ class PairedVoiceAudio(_Listed):
                 f"{len(paths)} paths, {len(layouts)} fetcher_mode and {len(numbers)} types: give one of each for every path"
             )
         self.reader = Reader(
-            sample_rate, tokenizer_of(use_bpe_tokenizer, tokenizer_vocab), min_seconds, max_wav_length, max_text_length
+            sample_rate,
+            tokenizer_of(use_bpe_tokenizer, tokenizer_vocab, text_cleaner),
+            min_seconds,
+            max_wav_length,
+            max_text_length,
         )
         self.companions = companions_of(
             load_conditioning, num_conditioning_candidates, conditioning_length, sample_rate, only_clip
@@ -249,15 +257,8 @@ class PairedVoiceAudio(_Listed):
         self.bucket_batches = bucket_batches
         self.on_bad_file = on_bad_file
         corpora = [read_utterances(each, layout) for each, layout in zip(paths, layouts, strict=True)]
-        # Speakers of different corpora are different ones, whatever their names.
-        self._list(
-            [
-                Utterance(clip.path, clip.text, f"{corpus}/{clip.speaker}")
-                for corpus, clips in enumerate(corpora)
-                for clip in clips
-            ]
-        )
-        self.types = dict(enumerate(numbers))
+        self._list([replace(clip, corpus=corpus) for corpus, clips in enumerate(corpora) for clip in clips])
+        self.types = numbers
 
     @classmethod
     def sample_spec(cls, phase: str, options: Mapping[str, Any]) -> Sample | None:
@@ -265,8 +266,7 @@ class PairedVoiceAudio(_Listed):
         return None if sample is None else sample | {"type": 0}
 
     def __getitem__(self, request: Request) -> Sample:
-        corpus = int(self.clips[request.index].speaker.partition("/")[0])
-        return self._read(request) | {"type": self.types[corpus]}
+        return self._read(request) | {"type": self.types[self.clips[request.index].corpus]}
 
 
 @DATASETS.register("nv_tacotron")
@@ -342,7 +342,7 @@ class TacotronAudio(_Listed):
         self.spectrogram = MelSpectrogram(
             sampling_rate=sample_rate, n_mel_channels=n_mel_channels, mel_fmin=mel_fmin, mel_fmax=mel_fmax
         )
-        self._list([clip for each in joined_paths(path) for clip in read_utterances(each, fetcher_mode)])
+        self._list([clip for each in as_paths(path) for clip in read_utterances(each, fetcher_mode)])
 
     def __getitem__(self, request: Request) -> Sample:
         sample = self._read(request)
@@ -379,7 +379,9 @@ class FastPairedVoiceAudio(Dataset):
         only_clip: the only clip of a folder: a bad file for `error` and `skip`, with `self` its own conditioning.
         load_aligned_codes: give the third column: whole numbers with blanks between them.
         use_bpe_tokenizer: texts as tokens of `tokenizer_vocab`; false: as letters (English, 64 signs).
-        tokenizer_vocab: a tokenizer.json, as of tortoise-tts.
+        tokenizer_vocab: a tokenizer.json: that of tortoise-tts, or one that `dlas data tokenizer` has made.
+        text_cleaner: what is done to texts first: `basic`: lower case and single blanks; `transliteration`: also without
+            accents; `english`: also numbers and abbreviations as words.
         on_bad_file: `error` stops at a damaged, too short or too long clip; `skip` takes another one and reports it.
 
     Raises:
@@ -417,13 +419,18 @@ class FastPairedVoiceAudio(Dataset):
         load_aligned_codes: bool = False,
         use_bpe_tokenizer: bool = False,
         tokenizer_vocab: str | None = None,
+        text_cleaner: Literal["english", "basic", "transliteration"] = "english",
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
-        self.lists = joined_paths(path)
+        self.lists = as_paths(path)
         self.places = [_line_starts(each) for each in self.lists]
         self.ends = list(itertools.accumulate(len(each) for each in self.places))
         self.reader = Reader(
-            sample_rate, tokenizer_of(use_bpe_tokenizer, tokenizer_vocab), min_seconds, max_wav_length, max_text_length
+            sample_rate,
+            tokenizer_of(use_bpe_tokenizer, tokenizer_vocab, text_cleaner),
+            min_seconds,
+            max_wav_length,
+            max_text_length,
         )
         self.companions = companions_of(
             load_conditioning, num_conditioning_candidates, conditioning_length, sample_rate, only_clip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlas.data.audio.batches import pad_to, pad_to_longest
 from dlas.data.audio.companions import Companions, in_folder
-from dlas.data.audio.files import joined_paths, list_sounds, read_part, read_sound
+from dlas.data.audio.files import as_paths, list_sounds, read_part, read_sound
 from dlas.data.audio.levels import to_loudness, trim_silence
 from dlas.data.base import BadSample, Dataset, Request, Sample, TensorSpec
 from dlas.errors import ConfigurationError, DataError
@@ -81,7 +81,7 @@ class UnsupervisedAudio(Dataset):
         self.random = phase == "train"
         self.on_bad_file = on_bad_file
         without = {line.strip() for each in exclusions or [] for line in _lines(Path(each).expanduser())}
-        found = [file for folder in joined_paths(path) for file in list_sounds(folder)]
+        found = [file for folder in as_paths(path) for file in list_sounds(folder)]
         self.files = [
             file
             for file in found
