@@ -17,6 +17,7 @@ import torch
 import synthetic_speech as synthetic
 from dlas.cli.main import main
 from dlas.data.audio.manifests import read_utterances
+from dlas.data.base import Request, create_dataset
 from dlas.data.corpus.functions import ENCODER, RECOGNISER, ClipFunction
 from dlas.data.corpus.plan import SpeechPlan
 from dlas.data.corpus.quality import bandwidth, clipped_share, signal_to_noise
@@ -154,6 +155,28 @@ def test_similar_clips_are_of_the_same_voice(made, corpus):
         voices[entry["file"]] = int(np.argmin(distances)) % len(synthetic.SPEAKERS)
     right = [voices[each] == voices[entry["file"]] for entry in entries for each in entry["similar"]]
     assert len(right) == 3 * len(entries) and np.mean(right) >= 0.9
+
+
+def test_conditioning_is_drawn_from_similar_clips(tmp_path):
+    """Clips of one speaker, told apart by their level."""
+    names = ["a.wav", "b.wav", "c.wav", "d.wav"]
+    for number, name in enumerate(names):
+        synthetic.write(tmp_path / name, np.full(RATE, 0.1 * (number + 1)))
+    similar = {"a.wav": ["c.wav"], "b.wav": ["d.wav", "c.wav"], "c.wav": ["a.wav"], "d.wav": []}
+    manifest = tmp_path / "manifest.jsonl"
+    entries = [{"file": name, "text": "one", "speaker": "x", "similar": similar[name]} for name in names]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    options = {"mode": "paired_voice_audio", "path": str(manifest), "fetcher_mode": "jsonl", "sample_rate": RATE}
+    options |= {"load_conditioning": True, "conditioning_length": 100, "use_bpe_tokenizer": False}
+    data = create_dataset(options, phase="train", name="train")
+    heard = {name: set() for name in names}
+    for position in range(80):
+        level = float(data[Request(position % 4, position, 0)]["conditioning"].mean())
+        heard[names[position % 4]].add(names[round(level * 10) - 1])
+    assert heard == {"a.wav": {"c.wav"}, "b.wav": {"d.wav", "c.wav"}, "c.wav": {"a.wav"}, "d.wav": {"a.wav", "b.wav", "c.wav"}}
+    manifest.write_text(json.dumps(entries[0] | {"similar": "c.wav"}))
+    with pytest.raises(DataError, match=r"manifest.jsonl:1: expected \"similar\": \["):
+        read_utterances(manifest, "jsonl")
 
 
 def test_similarity_in_closed_form():

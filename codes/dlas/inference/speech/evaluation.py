@@ -136,7 +136,7 @@ class SpeechEvaluation:
         return float(frechet_distance(*moments))
 
     def _results(self, what: str, clips: Sequence[Utterance], function: ClipFunction[Result], advance: Advance) -> list[Result]:
-        kept_in = self.out / ".evaluate" / f"{what.replace(' ', '_')}-{self.rate}-{function.identity}.jsonl"
+        kept_in = self.out / ".evaluate" / f"{function.kind.name}-{self.rate}-{function.identity}.jsonl"
         named = [Clip(clip.path, str(clip.path), _stamp(clip.path)) for clip in clips]
         return results_of(
             named,
