@@ -43,7 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="up to where there is sound; by default 0.7 times half the rate; 0: no matter",
     )
     quality.add_argument(
-        "--min-snr", type=float, default=20.0, metavar="DB", help="speech over what is between words (20); -inf: no matter"
+        "--min-snr",
+        type=float,
+        default=20.0,
+        metavar="DB",
+        help="speech over what is between words (20); --min-snr=-inf: no matter",
     )
     quality.add_argument(
         "--classifier", metavar="PATH", help="training run, or file, of a mini_audio_encoder_classifier of waveforms"
@@ -99,7 +103,7 @@ def _build(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, classifier.checksum if classifier is not None else 0)
     workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
     out: Path = arguments.output
-    recordings = recordings_of(arguments.folders, out, plan.speaker)
+    recordings = recordings_of(arguments.folders, out, arguments.speaker)
     corpus = Corpus(
         recordings,
         out,
@@ -147,5 +151,4 @@ def _plan(arguments: argparse.Namespace, classifier_weights: int) -> SpeechPlan:
         classifier=arguments.classifier or "",
         classifier_weights=classifier_weights,
         keep_label=arguments.keep_label,
-        speaker=arguments.speaker,
     )

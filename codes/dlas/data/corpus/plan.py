@@ -27,7 +27,6 @@ class SpeechPlan:
         classifier: run folder or file of a network that tells kinds of sound; empty: none.
         classifier_weights: checksum of its weights.
         keep_label: the kind that is kept, as the network numbers them.
-        speaker: whose voice it is: the folder that a recording lies in, or the recording's own.
 
     Raises:
         ConfigurationError: the options contradict one another.
@@ -47,7 +46,6 @@ class SpeechPlan:
     classifier: str = ""
     classifier_weights: int = 0
     keep_label: int = 0
-    speaker: Literal["folder", "file"] = "folder"
 
     def __post_init__(self) -> None:
         if self.min_seconds >= self.max_seconds:
