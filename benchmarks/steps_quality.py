@@ -1,23 +1,33 @@
 """Fréchet distance of a diffusion model's samples by sampler, steps and guidance, beside that of what is no model.
 
-    python benchmarks/steps_quality.py experiments/edm_small [--samples 3000] [--rows dpm_solver:20 ancestral:200]
+    python benchmarks/steps_quality.py experiments/edm_small [--samples 3000] [--rows ancestral:200 dpm_solver:20]
 
-For runs of recipes/edm/small.yml, recipes/flow/small.yml and their like: data set `digits`, samples made by the validation's
-injector `sample`. The figure is the validation's, `fd_pca` (the squared Fréchet distance of pixels, rounded to 8 bits, in the
-first principal components of the true pictures), here from all training pictures. Sample n has the noise of position n
-and the label of training picture n, from the first again after the last, so that every row starts with the same noise.
+For runs of recipes/edm/*small.yml, recipes/flow/small.yml and their like: samples are made by validation's injector `sample`.
+The figure is the validation's, `fd_pca` (the squared Fréchet distance of pixels, rounded to 8 bits, in the first principal
+components of the true pictures), here from all training pictures. Sample n has the noise of position n and the label, if there
+are labels, of training picture n, from the first again after the last, so that every row starts with the same noise.
 
 A row is `sampler:steps`, with options after commas: `heun:10`, `dpm_solver:20,eta=1`, `dpm_solver:20,guidance=1.5`,
-`dpm_solver:20,spacing=log_snr`. Prints one JSON line a row; `deviation` is the standard deviation of the figure by
-which samples there happen to be (bootstrap).
+`dpm_solver:20,spacing=log_snr`. Prints one JSON line a row. By bootstrap: `deviation` is the standard deviation of the
+figure by which samples there happen to be, and `bias` how much it is too large because they are not more.
+
+`sampler_alone` is the figure, computed exactly, for normal data with the true pictures' moments and the denoiser that is best
+for them: what the sampler and its steps do wrong if the network does nothing wrong. `--alone` prints that alone, in no time.
+
+`--paired` compares each row with the first: `ratio` is of the figures less their biases, `ratio_deviation` its standard
+deviation, positions being drawn together. Then all rows get the noise of one Brownian motion a sample (see `OnePath`), by which
+stochastic samplers of different steps, each as random as it should be, make nearly the same pictures: the ratio is known far
+better than the figures are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +44,16 @@ from dlas.config import Config, load
 from dlas.context import Context
 from dlas.data.base import create_dataset
 from dlas.data.loader import evaluation_items
+from dlas.diffusion.denoising import Denoised
+from dlas.diffusion.processes import Grid
+from dlas.diffusion.sampling import START
+from dlas.diffusion.spacing import spaced
 from dlas.engine.device import memory_format
 from dlas.engine.step import State, build_injectors
+from dlas.injectors.diffusion_sample import DiffusionSampleInjector
 from dlas.metrics import quantize_8bit
-from dlas.metrics.accumulators import Moments
-from dlas.metrics.frechet import PixelFrechetDistance
+from dlas.metrics.features import PixelFeatures
+from dlas.metrics.frechet import frechet_distance, principal_directions
 from dlas.observe.pictures import grid
 
 ROWS = [
@@ -48,7 +63,7 @@ ROWS = [
 ]
 OF_SAMPLER = {"eta", "s_churn", "variance"}
 """Options of a row that are the sampler's; others are the injector's."""
-RESAMPLINGS = 50
+RESAMPLINGS = 200
 
 
 class Yardstick:
@@ -60,35 +75,89 @@ class Yardstick:
     """
 
     def __init__(self, true: Tensor, dimensions: int) -> None:
-        self.metric = PixelFrechetDistance(dimensions=dimensions)
-        self.metric.prepare(true.device)
-        self.metric.true.update(self.metric.features(quantize_8bit(true)))
+        self.features = PixelFeatures(0)
+        self.features.prepare(true.device)
+        pixels = self.features(quantize_8bit(true)).double()
+        self.axes = principal_directions(pixels.T.cov(), dimensions)
+        self.moments = moments(pixels @ self.axes)
 
-    def measure(self, pictures: Tensor) -> dict[str, Any]:
-        """The distance of (M, C, H, W), and its standard deviation over other draws of as many."""
-        features = self.metric.features(quantize_8bit(pictures))
+    def project(self, pictures: Tensor) -> Tensor:
+        """(M, C, H, W) to (M, dimensions)."""
+        return self.features(quantize_8bit(pictures)).double() @ self.axes
+
+    def distances(self, projected: Tensor) -> tuple[float, Tensor]:
+        """The distance of projected pictures, and of other draws of them, (RESAMPLINGS,): of the same positions each time."""
         generator = torch.Generator().manual_seed(0)
-        draws = [
-            self._distance(features[torch.randint(len(features), (len(features),), generator=generator)])
-            for _ in range(RESAMPLINGS)
-        ]
-        return {
-            "fd_pca": round(self._distance(features), 4),
-            "deviation": round(torch.tensor(draws).std().item(), 4),
-            "pictures": len(pictures),
-        }
+        count = len(projected)
+        draws = [self._distance(projected[torch.randint(count, (count,), generator=generator)]) for _ in range(RESAMPLINGS)]
+        return self._distance(projected), torch.tensor(draws)
 
-    def _distance(self, features: Tensor) -> float:
-        self.metric.predicted = Moments(None, features.device)
-        self.metric.predicted.update(features)
-        return self.metric.compute().item()
+    def _distance(self, projected: Tensor) -> float:
+        return frechet_distance(*moments(projected), *self.moments).item()
 
 
-def pictures(config: Config, phase: str) -> tuple[Tensor, Tensor]:
-    """All pictures (N, C, H, W) of a phase, and their labels (N,)."""
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of features (N, D)."""
+    return features.mean(0), features.T.cov()
+
+
+def figures(distance: float, draws: Tensor) -> dict[str, float]:
+    """What is printed of a distance and its draws."""
+    bias = draws.mean().item() - distance
+    return {"fd_pca": round(distance, 4), "deviation": round(draws.std().item(), 4), "bias": round(bias, 4)}
+
+
+def compared(distance: float, draws: Tensor, first: float, first_draws: Tensor) -> dict[str, float]:
+    """The ratio of two distances without their biases; a draw has the bias twice."""
+    bias, first_bias = draws.mean() - distance, first_draws.mean() - first
+    ratio = (distance - bias) / (first - first_bias)
+    ratios = (draws - 2 * bias) / (first_draws - 2 * first_bias)
+    return {"ratio": round(ratio.item(), 4), "ratio_deviation": round(ratios.std().item(), 4)}
+
+
+class OnePath(Context):
+    """Noise of one Brownian motion a sample, whatever the sampler and its steps.
+
+    A step of the ancestral sampler (of posterior variance), or of DPM-Solver++ with eta 1, from signal-to-noise ratio s to s',
+    adds sqrt(s' - s) times standard normal noise to x alpha / sigma^2: the increment of a Brownian motion whose time is s. Here
+    it is the sum of increments between all ratios at which any row asks. Each row alone has the noise that it should have,
+    independent and standard normal.
+
+    Args:
+        steps: signal-to-noise ratios between which the row steps, rising.
+        all_steps: of all rows, rising.
+        more: arguments of `Context`.
+    """
+
+    def __init__(self, *, steps: Sequence[float], all_steps: Sequence[float], **more: Any) -> None:
+        super().__init__(**more)
+        self.steps, self.all_steps = steps, all_steps
+
+    def randn(self, shape: Iterable[int], stream: str, device: torch.device | str = "cpu") -> Tensor:
+        """Noise of the stream `name/k`: of the sampler's k-th step; -1 is what samples begin as."""
+        name, _, number = stream.rpartition("/")
+        k = int(number)
+        if k < 0:
+            return super().randn(shape, stream, device)
+        first, last = (self.all_steps.index(self.steps[each]) for each in (k, k + 1))
+        moved = torch.zeros((), device=device)
+        for part in range(first, last):
+            length = self.all_steps[part + 1] - self.all_steps[part]
+            moved = moved + math.sqrt(length) * super().randn(shape, f"{name}/path {part}", device)
+        return moved / math.sqrt(self.steps[k + 1] - self.steps[k])
+
+
+def signal_to_noise(grid: Grid) -> list[float]:
+    """alpha^2 / sigma^2 at a grid's times but the clean end, equal ones of different grids being equal to the last digit."""
+    return [float(f"{grid.ratio(k) ** -2:.9g}") for k in range(grid.steps)]
+
+
+def pictures(config: Config, phase: str) -> tuple[Tensor, Tensor | None]:
+    """All pictures (N, C, H, W) of a phase, and their labels (N,), if they have some."""
     section = config.datasets["train"]
     items = list(evaluation_items(create_dataset({**section.options, "mode": section.mode}, phase=phase, name=phase)))
-    return torch.cat([item["hq"] for item in items]), torch.cat([item["label"] for item in items])
+    labels = torch.cat([item["label"] for item in items]) if "label" in items[0] else None
+    return torch.cat([item["hq"] for item in items]), labels
 
 
 def trained(run: Path, config: Config) -> nn.Module:
@@ -112,18 +181,66 @@ def row_settings(row: str) -> list[str]:
     return settings
 
 
-def samples(config: Config, network: nn.Module, labels: Tensor, count: int, batch: int) -> Tensor:
-    """`count` samples, (count, C, H, W) in [0, 1], as validation makes them."""
+def samples(
+    config: Config, network: nn.Module, labels: Tensor | None, count: int, batch: int, all_steps: Sequence[float] | None
+) -> Tensor:
+    """`count` samples, (count, C, H, W) in [0, 1], as validation makes them; with `all_steps` by `OnePath`'s noise."""
     injectors = build_injectors(config.eval.injectors.items())
     made = []
     for first in range(0, count, batch):
         positions = range(first, min(first + batch, count))
-        context = Context({"generator": network}, training=False, seed=config.seed, positions=positions)
-        state = State({"label": labels[torch.tensor(positions) % len(labels)]})
+        common: dict[str, Any] = {"training": False, "seed": config.seed, "positions": positions}
+        networks = {"generator": network}
+        context = (
+            Context(networks, **common)
+            if all_steps is None
+            else OnePath(steps=signal_to_noise(grid_of(sampling_of(config))), all_steps=all_steps, networks=networks, **common)
+        )
+        state = State({} if labels is None else {"label": labels[torch.tensor(positions) % len(labels)]})
         for injector in injectors:
             state.update(injector(state, context))
         made.append(state[config.eval.output_state].clamp(0, 1))
     return torch.cat(made)
+
+
+def sampling_of(config: Config) -> DiffusionSampleInjector:
+    """The injector that draws the samples."""
+    injectors = [each.injector for each in build_injectors(config.eval.injectors.items())]
+    (sampling,) = [each for each in injectors if isinstance(each, DiffusionSampleInjector)]
+    return sampling
+
+
+def grid_of(sampling: DiffusionSampleInjector) -> Grid:
+    """Where it asks the network."""
+    process, steps = sampling.process, sampling.steps
+    own = sampling.spacing == "own"
+    return process.grid(
+        sampling.sampler.times(process, steps) if own else spaced(process, steps, sampling.spacing, sampling.rho)
+    )
+
+
+def distance_alone(sampling: DiffusionSampleInjector, variances: Tensor) -> float:
+    """Squared Fréchet distance of samples by the best denoiser of normal data from these data.
+
+    Samples are then linear in the noises. Each component is followed by its factors of all of them.
+
+    Args:
+        sampling: sampler, process and spacing.
+        variances: of the data's components, (D,), float64, as the network sees them; their means are 0.
+    """
+    grid = grid_of(sampling)
+    deviations = variances.sqrt()
+
+    def noise(k: int) -> Tensor:
+        return torch.eye(grid.steps + 1, dtype=torch.float64)[k + 1].expand(len(variances), -1)
+
+    def denoise(x: Tensor, time: float) -> Denoised:
+        level = sampling.process.level(torch.tensor([time], dtype=torch.float64))
+        share = level.alpha * variances / (level.alpha.square() * variances + level.sigma.square())
+        return Denoised(share[:, None] * x)
+
+    factors = sampling.sampler.run(denoise, grid.sigmas[0] * noise(START), grid, noise)
+    return (factors.square().sum(1).sqrt() - deviations).square().sum().item()
 
 
 def main() -> None:
@@ -133,6 +250,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--rows", nargs="*", default=ROWS)
+    parser.add_argument("--paired", action="store_true", help="compare all rows with the first, by the same paths of noise")
+    parser.add_argument("--alone", action="store_true", help="draw no samples: what samplers do wrong by themselves")
     parser.add_argument("--sheet", type=Path, help="write the first 100 samples of the last row as a PNG")
     arguments = parser.parse_args()
     file = arguments.run / "config.resolved.yml"
@@ -141,18 +260,34 @@ def main() -> None:
     held_out, _ = pictures(config, "val")
     yardstick = Yardstick(true, config.eval.metric_options["fd_pca"]["dimensions"])
 
-    def show(row: str, made: Tensor, **more: Any) -> None:
-        print(json.dumps({"row": row, **yardstick.measure(made), **more}), flush=True)
+    def show(row: str, made: Tensor, first: tuple[float, Tensor] | None = None, **more: Any) -> tuple[float, Tensor]:
+        found = yardstick.distances(yardstick.project(made))
+        ratio = {} if first is None else compared(*found, *first)
+        print(json.dumps({"row": row, **figures(*found), "pictures": len(made), **ratio, **more}), flush=True)
+        return found
+
+    rows = {row: load(file, row_settings(row)) for row in arguments.rows}
+    scale = config.eval.injectors[config.eval.output_state].options["scale"]  # from what the network sees to [0, 1]
+    variances = yardstick.moments[1].diag() / scale**2
+    alone = {row: round(scale**2 * distance_alone(sampling_of(options), variances), 4) for row, options in rows.items()}
+    if arguments.alone:
+        print("\n".join(json.dumps({"row": row, "sampler_alone": distance}) for row, distance in alone.items()))
+        return
 
     noise = torch.randn(arguments.samples, *true.shape[1:], generator=torch.Generator().manual_seed(0))
     show("noise of the pictures' mean and deviation", (noise * true.std() + true.mean()).clamp(0, 1))
     show("the mean picture", true.mean(0).expand(arguments.samples, *true.shape[1:]))
     show("held-out pictures", held_out)
     network = trained(arguments.run, config)
-    for row in arguments.rows:
+    ratios = {ratio for options in rows.values() for ratio in signal_to_noise(grid_of(sampling_of(options)))}
+    all_steps = sorted(ratios) if arguments.paired else None
+    first = None
+    for row, options in rows.items():
         start = time.perf_counter()
-        made = samples(load(file, row_settings(row)), network, labels, arguments.samples, arguments.batch)
-        show(row, made, ms_a_sample=round(1e3 * (time.perf_counter() - start) / len(made), 2))
+        made = samples(options, network, labels, arguments.samples, arguments.batch, all_steps)
+        milliseconds = round(1e3 * (time.perf_counter() - start) / len(made), 2)
+        found = show(row, made, first, sampler_alone=alone[row], ms_a_sample=milliseconds)
+        first = first or (found if arguments.paired else None)
         if arguments.sheet is not None:
             sheet = grid(made[:100].repeat_interleave(4, 2).repeat_interleave(4, 3), columns=20, gap=4)
             Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).numpy()).save(arguments.sheet)

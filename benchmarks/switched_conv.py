@@ -1,17 +1,19 @@
 """Hard switched convolution on the CPU: places grouped by kernel against the sum over all kernels, and one plain convolution.
 
     python benchmarks/switched_conv.py [--breadths 8] [--rounds 7] [--batch 4] [--channels 64] [--size 64] [--kernel 3]
+    python benchmarks/switched_conv.py --breadths 1 2 4 8 16 32 64 --picture docs/images/switched_conv.svg
 
 Forward and backward (input, weight, bias, shares), kernels chosen at random for each place. The three take turns, so that other
 load on the machine hits all alike; results and gradients of the first two are compared first. Memory is what is held at most
 beyond what is there before, in one forward and backward: the peak of a process of its own, by Linux.
-Prints one JSON line for each breadth: medians in ms, the median of the paired ratios, and MiB.
+Prints one JSON line for each breadth: medians in ms of processor time, the median of the paired ratios, and MiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import statistics
@@ -31,6 +33,7 @@ from dlas.layers.switched.grouped import grouped_conv2d
 from dlas.layers.switched.product import summed_conv2d
 
 Step = Callable[[], tuple[Tensor, ...]]
+WAYS = ("grouped", "sum", "plain")
 
 
 def steps(breadth: int, options: argparse.Namespace) -> dict[str, Step]:
@@ -59,9 +62,9 @@ def steps(breadth: int, options: argparse.Namespace) -> dict[str, Step]:
 
 
 def timed(step: Step) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     step()
-    return (time.perf_counter() - start) * 1000
+    return (time.process_time() - start) * 1000
 
 
 def memory(name: str, breadth: int, options: argparse.Namespace) -> float:
@@ -91,12 +94,58 @@ def peak_kib() -> int:
     return int(line.split()[1])
 
 
+def picture(rows: list[dict[str, float]]) -> str:
+    """Processor time against breadth, both axes logarithmic, as SVG."""
+    width, height, left, right, top, bottom = 560, 300, 56, 100, 16, 40
+    largest = max(row[f"{name}_ms"] for row in rows for name in WAYS)
+    smallest = min(row[f"{name}_ms"] for row in rows for name in WAYS)
+    low, high = math.floor(math.log10(smallest)), math.ceil(math.log10(largest))
+    widest = max(1.0, math.log2(max(row["breadth"] for row in rows)))
+
+    def place(breadth: float, milliseconds: float) -> tuple[float, float]:
+        across = left + math.log2(breadth) / widest * (width - left - right)
+        return across, height - bottom - (math.log10(milliseconds) - low) / (high - low) * (height - top - bottom)
+
+    parts = []
+    for power in range(low, high + 1):
+        y = place(1, 10**power)[1]
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{10**power:g}</text>')
+    for row in rows:
+        x = place(row["breadth"], 10**low)[0]
+        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{row["breadth"]}</text>')
+    for number, name in enumerate(WAYS):
+        points = [place(row["breadth"], row[f"{name}_ms"]) for row in sorted(rows, key=lambda row: row["breadth"])]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        parts.append(f'<path class="line n{number}" d="M{path}"/>')
+        parts.append(f'<text x="{points[-1][0] + 8:.1f}" y="{points[-1][1] + 4:.1f}">{name}</text>')
+    parts.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">kernels; ms of processor time</text>'
+    )
+    style = """
+text { font: 12px system-ui, -apple-system, "Segoe UI", Arial, "DejaVu Sans", sans-serif; fill: #1f2328; }
+.page { fill: #ffffff; } .grid { stroke: #d8dee4; fill: none; } .line { fill: none; stroke-width: 1.8; }
+.n0 { stroke: #0969da; } .n1 { stroke: #bc4c00; } .n2 { stroke: #8250df; }
+@media (prefers-color-scheme: dark) {
+text { fill: #e6edf3; } .page { fill: #0d1117; } .grid { stroke: #3d444d; }
+.n0 { stroke: #4493f8; } .n1 { stroke: #f0883e; } .n2 { stroke: #ab7df8; }
+}
+"""
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
+    page = '<rect class="page" width="100%" height="100%"/>'
+    title = "<title>Processor time of a switched convolution against its number of kernels</title>"
+    return "\n".join([head, title, f"<style>{style}</style>", page, *parts, "</svg>\n"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--breadths", type=int, nargs="+", default=[8])
     for name, value in {"rounds": 7, "batch": 4, "channels": 64, "size": 64, "kernel": 3, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--picture", type=Path, help="SVG file to write: the times against the breadths")
     options = parser.parse_args()
+    rows = []
     torch.set_num_threads(options.threads)
     for breadth in options.breadths:
         ways = steps(breadth, options)
@@ -110,6 +159,9 @@ def main() -> None:
             line[f"{rival}_over_grouped"] = round(statistics.median(each[rival] / each["grouped"] for each in rounds), 2)
         line |= {f"{name}_MiB": round(memory(name, breadth, options), 1) for name in ways}
         print(json.dumps(line), flush=True)
+        rows.append(line)
+    if options.picture is not None:
+        options.picture.write_text(picture(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dlas.archs import create_network
 from dlas.errors import ConfigurationError
+from dlas.explain.catalogue import shipped
 from dlas.registry import ARCHS
 
-NAMES = list(ARCHS.entries())
+NAMES = list(shipped(ARCHS))
 
 
 @pytest.fixture(autouse=True)

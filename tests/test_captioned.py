@@ -164,7 +164,11 @@ def test_they_can_have_three_channels_black_around_and_another_range():
     torch.testing.assert_close(picture[:, 1:9, 1:9], sample(small, 5)["hq"].expand(3, -1, -1) * 2 - 1)
     assert (picture[:, 0] == -1).all()
     assert (picture[:, :, 9:] == -1).all()
-    assert type(large).sample_spec("val", {"dataroot": None, "target_size": 11, "channels": 3})["hq"].shape == (3, 11, 11)
+    assert type(large).sample_spec("val", {"dataroot": None, "enlarge": 1, "target_size": 11, "channels": 3})["hq"].shape == (
+        3,
+        11,
+        11,
+    )
     with pytest.raises(ConfigurationError, match="8 x 8; give 8 or more"):
         digits(target_size=6)
 

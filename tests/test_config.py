@@ -278,7 +278,12 @@ def test_an_older_spelling_beside_the_new_one_is_an_error(write):
 
 def test_values_that_upstream_gave_a_meaning_we_lack_are_refused(write):
     assert any("wandb: true is not supported" in each for each in errors(write(OLDER.replace("wandb: false", "wandb: true"))))
-    assert any("one GPU number" in each for each in errors(write(OLDER.replace("[0]", "[0, 1]"))))
+
+
+def test_several_gpus_are_those_of_several_processes(write):
+    config = load(write(OLDER.replace("[0]", "[0, 1]")))
+    assert config.distributed.gpu_ids == [0, 1]
+    assert any("torchrun --nproc_per_node=2 train.py" in str(each) for each in config.notices)
 
 
 def test_the_resolved_file_loads_and_says_the_same(write):

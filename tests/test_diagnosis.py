@@ -292,7 +292,7 @@ def test_looking_changes_nothing(tmp_path, monkeypatch, fault):
             raise RuntimeError("broken")
 
         monkeypatch.setattr(run.steps[1].losses[0].loss, "forward", broken)
-    run.runner._focus_on(run.steps[0])  # the diagnosis of the second step comes late
+    run.runner._focus_on(run.steps[0], 1)  # the diagnosis of the second step comes late
     before = everything(run)
     entries = dict(part.state)
     copies = {key: value.clone() for key, value in entries.items() if isinstance(value, torch.Tensor)}

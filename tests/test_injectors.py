@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import spoken
+from dlas.archs import create_network
+from dlas.archs.token_transformer import TokenTransformer
 from dlas.context import Context
 from dlas.engine.ema import ModelEma
 from dlas.errors import ConfigurationError, TrainingError
@@ -53,8 +56,44 @@ class NoisePredictor(nn.Module):
         return x * torch.tanh(times).reshape(-1, 1, 1, 1)
 
 
+class NearestMean(nn.Module):
+    def scores(self, condition: Tensor, candidates: Tensor) -> Tensor:
+        return -(candidates.flatten(2).mean(2) - condition.flatten(1).mean(1, keepdim=True)).abs()
+
+
+SWITCHED = {"layers": ["conv_last"], "breadth": 2, "norm": None, "dropout": 0.0}
+
+
+class Widened(nn.Module):
+    """A flow of one step: pictures are twice their latents, plus the condition."""
+
+    quant = 255.0
+    multiple = 1
+
+    def encode(
+        self, picture: Tensor, low_res: Tensor, noise: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        x = picture if noise is None else picture + (noise - 0.5) / self.quant
+        z = (x - F.interpolate(low_res, scale_factor=2)) / 2
+        log_density = -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1) - math.log(2) * z[0].numel()
+        if noise is not None:
+            log_density = log_density - math.log(self.quant) * picture.shape[-2] * picture.shape[-1]
+        return (z,), -log_density / (math.log(2) * picture.shape[-2] * picture.shape[-1]), log_density
+
+    forward = encode
+
+    def decode(self, latents: list[Tensor], low_res: Tensor) -> Tensor:
+        return 2 * latents[0] + F.interpolate(low_res, scale_factor=2)
+
+    def latent_sizes(self, low_res: Tensor) -> list[tuple[int, ...]]:
+        return [(low_res.shape[1], 2 * low_res.shape[2], 2 * low_res.shape[3])]
+
+
 def context(positions: range | list[int] = range(BATCH), **changes: Any) -> Context:
-    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor()}
+    networks = {"net": Doubler(), "disc": NeedsSixteen(), "denoiser": NoisePredictor(), "flow": Widened()}
+    networks["clip"] = NearestMean()
+    networks["switching"] = create_network({"which_model": "RRDBNet", "nf": 8, "nb": 1, "gc": 4, "switched": SWITCHED})
+    networks["prior"] = create_network({"which_model": "token_transformer", **TokenTransformer.tiny()[0]})
     networks |= spoken.networks()
     averages = {"net": ModelEma(networks["net"], rate=0.9)}
     return Context(networks=networks, positions=list(positions), averages=averages, **{"seed": 7, "step": 3, **changes})
@@ -77,6 +116,9 @@ GAUSSIAN = {
     "beta_schedule": {"schedule_name": "linear", "num_diffusion_timesteps": 50},
     "diffusion_args": {"model_mean_type": "epsilon", "model_var_type": "fixed_small", "loss_type": "mse"},
 }
+
+FLOW_STATE = {"large": images().clamp(0, 1), "small": images(height=8, width=8).clamp(0, 1)}
+SERIES = {"series": torch.stack([images(), images() + 0.1, images() - 0.2], dim=1), "x": images()}
 
 # One row for each injector: its options and the state that it reads.
 TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -104,6 +146,8 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resize": ({"in": "x", "out": "o", "scale": 0.5}, image_state()),
     "direct": ({"in": "x", "out": "o"}, image_state()),
     "detach": ({"in": "x", "out": "o"}, image_state()),
+    "log": ({"in": ["x", "y"]}, image_state()),
+    "all_gather": ({"in": "x", "out": "o"}, image_state()),
     "to_device": ({"in": "x", "out": "o", "device": "cpu"}, image_state()),
     "constant": ({"like": "x", "out": "o", "constant_type": "ones"}, image_state()),
     "concatenate": ({"in": ["x", "y"], "out": "o", "dim": 1}, image_state()),
@@ -122,6 +166,12 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         image_state(),
     ),
     "tokenize": ({"in": "caption", "out": "o", "length": 4}, {"caption": ["a cat", "a dog", "", "a cat"]}),
+    "drop_condition": ({"in": "x", "out": "o", "rate": 0.5}, image_state()),
+    "token_sample": (
+        {"generator": "prior", "in": "words", "out": "o", "candidates": 2, "guidance": 1.5},
+        {"words": torch.tensor([[6, 2, 0], [3, 1, 4], [1, 2, 3], [0, 0, 0]])},
+    ),
+    "rerank": ({"generator": "clip", "condition": "x", "in": "y", "out": "o", "out_score": "s"}, image_state()),
     "diffusion_sample": (
         {"like": "x", "out": "o", "out_strip": "s", "generator": "denoiser", "process": {"type": "flow"}, "steps": 2},
         image_state(),
@@ -135,6 +185,17 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"out": "o", "model_input_keys": {"low_res": "x"}, "respaced_timestep_spacing": 2, **GAUSSIAN},
         image_state(),
     ),
+    "feature_distance": ({"one": "x", "two": "y", "out": "o"}, image_state()),
+    "classification_error": (
+        {"logits": "x", "labels": "k", "out": "o"},
+        {"x": torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), "k": torch.tensor([1, 2])},
+    ),
+    "flow_nll": ({"generator": "flow", "hq": "large", "lq": "small", "out": "o", "unit": "dimension"}, FLOW_STATE),
+    "flow_gaussian_nll": ({"generator": "flow", "hq": "large", "lq": "small", "out": "o"}, FLOW_STATE),
+    "flow_sample": ({"generator": "flow", "lq": "small", "out": "o", "heat": [0, 0.9]}, FLOW_STATE),
+    "diversity": ({"in": "series", "out": "o", "measure": "local_gain", "target": "x"}, SERIES),
+    "switched_generator": ({"generator": "switching", "in": "x", "out": "o", "switches": "s"}, image_state()),
+    "switch_maps": ({"in": "s", "out": "o"}, {"s": {"last": {"chosen": torch.eye(3)[:, :, None, None].expand(-1, -1, 4, 6)}}}),
     "scheduled_scalar": ({"out": "o", "scheduler": {"type": "fixed", "weight": 0.5}}, {}),
     **spoken.INJECTORS,
 }

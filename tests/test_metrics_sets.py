@@ -21,8 +21,8 @@ from dlas.metrics.accumulators import Moments, Rows
 from dlas.metrics.coverage import share_within
 from dlas.metrics.frechet import frechet_distance, principal_directions
 from dlas.metrics.kernel import kernel_distance, mean_over_subsets
-from dlas.metrics.ranks import gather, largest
 from dlas.metrics.sets import Statistics
+from dlas.ranks import gather, largest
 
 CPU = torch.device("cpu")
 RANDOM = {"random_weights": True}

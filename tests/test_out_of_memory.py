@@ -583,7 +583,7 @@ from test_out_of_memory import AUTO, above, results, run_short
 from runs import trainer
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 distributed.init_process_group("gloo", init_method=f"file://{{folder}}/meet", rank=rank, world_size=2)
-run = trainer(folder / str(rank), toys.GAN, AUTO, f"name=rank{{rank}}")
+run = trainer(folder / str(rank), toys.GAN, AUTO, f"name=rank{{rank}}", "datasets.train.batch_size=8")
 if rank == 1:
     run_short(run, "generator", "backward", above(2, start=1))
 found = results(run, 3)

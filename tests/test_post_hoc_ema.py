@@ -14,6 +14,7 @@ import toys
 from dlas.cli.main import main
 from dlas.config.schema import EmaConfig, PostHocEmaConfig
 from dlas.engine.averages import Averages
+from dlas.engine.distributed import Single
 from dlas.engine.ema import ModelEma
 from dlas.engine.ema_profiles import Track, exponent_of, from_step, post_hoc_factors, power
 from dlas.engine.post_hoc import reconstruct
@@ -78,7 +79,7 @@ def test_reconstruction_equals_the_average_that_was_kept(tmp_path: Path, width: 
         averages.update(n, lambda _: False)
         kept.update(n)
         if averages.due(n):
-            averages.write_snapshot(tmp_path, n)
+            averages.write_snapshot(tmp_path, n, Single())
     made, step = reconstruct(tmp_path, "net", width)
     wanted = kept.state_dict()["weight"]
     assert step == 5000
@@ -114,7 +115,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     network = nn.Linear(1, 1)
     averages = Averages(EmaConfig(post_hoc=PostHocEmaConfig(every=10)), {"generator": network})
     averages.update(1, lambda _: False)
-    averages.write_snapshot(tmp_path, 10)
+    averages.write_snapshot(tmp_path, 10, Single())
     with pytest.raises(CheckpointError, match="no snapshot of step 7"):
         reconstruct(tmp_path, "generator", 0.1, 7)
     next(tmp_path.glob("*/10/*0.05*")).write_bytes(b"abc")

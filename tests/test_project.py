@@ -7,10 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
+from dlas.engine.distributed.ddp import DataParallel
+from dlas.engine.distributed.fsdp import FullySharded
+from dlas.engine.distributed.launch import Launch, open_group
 from dlas.engine.encoding import encode_data_sets
 from dlas.engine.health.policy import StepHealth
 from dlas.engine.testing import run_test
@@ -27,7 +31,7 @@ PACKAGE = ROOT / "codes/dlas"
 # Which layer each part of the package is in; imports point to lower numbers only, or stay within a part.
 LAYERS = {
     **dict.fromkeys(["types", "errors"], 0),
-    **dict.fromkeys(["registry", "context"], 1),
+    **dict.fromkeys(["registry", "context", "ranks"], 1),
     **dict.fromkeys(["config", "compat", "layers", "diffusion", "degradations"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),
     "explain": 4,
@@ -101,6 +105,8 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     config = configure(tmp_path, toys.PSNR, "train.niter=2", "logger.visuals=[gen]", "logger.visual_debug_rate=1",
                        "checkpointing_enabled=true", "checkpoints.keep_best={metric: psnr}",
                        "train.health={spike: skip}", "train.ema.post_hoc={every: 1}",
+                       "networks.generator.freeze={all: {match: '', before: 0}}",
+                       "networks.generator.switched={layers: [last], dropout: 0}",
                        "steps.generator.balance.at=gen")  # fmt: skip
     resolved = to_plain(config)
     monkeypatch.setattr(run_folder, "to_plain", lambda _: resolved)
@@ -110,6 +116,11 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     for policy in ("skip", "reduce_lr", "rollback"):  # limits are looked at when an update is bad
         StepHealth().decide("loss", schema.HealthConfig(non_finite=policy), [], 0)
     encode_data_sets(encoding)
+    config.device = "cpu"
+    open_group(config, Launch(address="127.0.0.1:0"))
+    for strategy in DataParallel(config, torch.device("cpu")), FullySharded(config, torch.device("cpu")):
+        strategy.exchange("generator", {})
+    torch.distributed.destroy_process_group()
     evaluation = "name: e\ndatasets:\n  val: {mode: toy_pairs}\n"
     path = tmp_path / "e.yml"
     path.write_text(evaluation)
@@ -157,8 +168,12 @@ def shrunk(path, tmp_path):
     if config.encode is not None:
         settings.append(f"datasets.train.folder={tmp_path}/encoded")
         encode_data_sets(load(path, settings))
+    before = [(name, key) for name, network in config.networks.items() for key in network.options if key.startswith("pretrain")]
+    settings += [f"networks.{name}.{key}=null" for name, key in before]
     losses = [(s, name, loss) for s, step in config.steps.items() for name, loss in step.losses.items()]
     settings += [f"steps.{s}.losses.{name}.random_weights=true" for s, name, loss in losses if loss.type == "feature"]
+    for name, section in config.datasets.items():  # of MNIST's, which have to be downloaded, scikit-learn's take the place
+        settings += [f"datasets.{name}.dataroot=null"] if section.mode == "digits" else []
     return load(path, [*settings, "eval.metrics=[psnr_y]"])
 
 

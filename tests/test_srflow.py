@@ -112,7 +112,6 @@ def test_the_first_batch_that_is_trained_on_is_normalised_and_no_other():
     fitted = norm.bias.detach().clone()
     norm(second)
     assert norm.bias.equal(fitted)
-    torch.testing.assert_close(norm.inverse(out), first)
     resumed = ActNorm(3)
     resumed.load_state_dict(norm.state_dict())
     resumed.train()(second)

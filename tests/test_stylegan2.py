@@ -98,3 +98,71 @@ def test_path_length_takes_its_two_outputs() -> None:
 def test_mistakes(call: Any, message: str) -> None:
     with pytest.raises(Exception, match=message):
         call()
+
+
+def test_lucidrains_networks_have_the_layers_of_their_checkpoints() -> None:
+    with torch.device("meta"):
+        made = create_network({"which_model": "stylegan2_lucidrains", "image_size": 128, "latent_dim": 512, "style_depth": 8})
+        judge = create_network({"which_model": "stylegan2_discriminator", "image_size": 128})
+    shapes = {name: tuple(value.shape) for name, value in (made.state_dict() | judge.state_dict()).items()}
+    assert shapes["vectorizer.net.14.weight"] == (512, 512)
+    assert shapes["gen.initial_block"] == (1, 512, 4, 4)
+    assert [shapes[f"gen.blocks.{level}.conv2.weight"][0] for level in range(6)] == [512, 512, 256, 128, 64, 32]
+    assert shapes["gen.blocks.5.to_rgb.conv.weight"] == (3, 32, 1, 1)
+    assert {"gen.blocks.4.to_rgb.upsample.1.f", "gen.blocks.0.to_noise1.bias"} <= shapes.keys()
+    assert "gen.blocks.5.to_rgb.upsample.1.f" not in shapes
+    assert [shapes[f"D.blocks.{level}.net.0.weight"][0] for level in range(7)] == [64, 128, 256, 512, 512, 512, 512]
+    assert {"D.blocks.5.downsample.1.weight", "D.blocks.5.downsample.0.f"} <= shapes.keys()
+    assert "D.blocks.6.downsample.1.weight" not in shapes
+    assert shapes["D.to_logit.weight"] == (1, 2048)
+
+
+def test_lucidrains_generator_mixes_two_styles_in_most_pictures() -> None:
+    torch.manual_seed(0)
+    options = {"which_model": "stylegan2_lucidrains", "image_size": 32, "latent_dim": 8, "style_depth": 1, "fmap_max": 8}
+    network = create_network(options)
+    pictures, styles = network(torch.rand(256, 1, 32, 32))
+    assert pictures.shape == (256, 3, 32, 32)
+    changes = (styles.diff(dim=1).abs().sum(2) > 0).sum(1)
+    assert set(changes.tolist()) == {0, 1}
+    # Of 4 layers the change is before one of them with equal chances: before the first there is nothing to see.
+    assert changes.float().mean().item() == pytest.approx(0.9 * 3 / 4, abs=0.06)
+    z = torch.randn(2, 8)
+    assert torch.equal(network(torch.zeros(2, 1, 32, 32), z)[0], network(torch.zeros(2, 1, 32, 32), z)[0])
+
+
+def test_its_discriminator_augments_in_training_alone() -> None:
+    torch.manual_seed(0)
+    options = {"which_model": "stylegan2_discriminator", "image_size": 16, "fmap_max": 8, "augmentation_probability": 1.0}
+    judge, x = create_network(options | {"augmentation_types": ["cutout"]}), torch.rand(4, 3, 16, 16)
+    assert not torch.equal(judge(x), judge(x))
+    judge.eval()
+    assert torch.equal(judge(x), judge.D(x, False))
+    with pytest.raises(Exception, match="there is no 'blur'; known: color, translation, cutout"):
+        create_network(options | {"augmentation_types": ["blur"]})
+
+
+def test_stylegans_discriminator_halves_by_the_mean_of_four_and_takes_dl_art_schools_names() -> None:
+    torch.manual_seed(0)
+    network = create_network({"which_model": "stylegan_vgg", "image_size": 256})
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert [shapes[f"blocks.{level}.conv1_down.weight"][0] for level in range(6)] == [128, 256, 512, 512, 512, 512]
+    assert shapes["from_rgb.0.weight"] == (64, 3, 1, 1)
+    assert shapes["final_block.conv.weight"] == (512, 513, 3, 3)
+    theirs = network.state_dict() | {
+        f"blocks.{level}.conv1_down.downscale.blur.kernel": torch.ones(1, 1, 2, 2) for level in range(6)
+    }
+    assert network.rename_state_dict(theirs).keys() == network.state_dict().keys()
+
+
+def test_the_larger_vgg_discriminator_takes_the_smaller_ones_weights_behind_a_new_head() -> None:
+    smaller = create_network({"which_model": "discriminator_vgg_128_gn", "nf": 16, "image_size": 32})
+    larger = create_network({"which_model": "discriminator_vgg_448", "nf": 16, "image_size": 64})
+    kept = larger.load_state_dict(smaller.state_dict(), strict=False)
+    new = {name for name, weight in larger.named_parameters() if getattr(weight, "PARAM_GROUP", None) == "new_head"}
+    assert set(kept.missing_keys) == new
+    assert kept.unexpected_keys == []
+    seen: list[str] = []
+    larger.conv0_0.register_forward_hook(lambda *_: seen.append("conv0_0"))
+    assert larger(torch.rand(2, 3, 64, 64)).shape == (2, 1)
+    assert seen == []

@@ -14,7 +14,7 @@ def drawn(sampling: TokenSampling, count: int = 4000) -> torch.Tensor:
     """Shares of the four tokens among draws at evenly spread numbers."""
     logits = P.log().expand(count, -1)
     uniform = (torch.arange(count) + 0.5) / count
-    tokens = sampling.draw(logits, torch.zeros_like(logits, dtype=torch.bool), uniform)
+    tokens = sampling.draw(logits, uniform)
     return torch.bincount(tokens, minlength=4) / count
 
 
@@ -43,16 +43,15 @@ def test_repetition_makes_both_signs_of_logits_less_likely() -> None:
 
 def test_what_is_drawn_does_not_depend_on_the_batch() -> None:
     logits, uniform = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 0.99, 6)
-    seen = torch.zeros_like(logits, dtype=torch.bool)
     sampling = TokenSampling(top_p=0.9)
-    alone = [sampling.draw(logits[i : i + 1], seen[:1], uniform[i : i + 1]) for i in range(6)]
-    assert sampling.draw(logits, seen, uniform).tolist() == torch.cat(alone).tolist()
+    alone = [sampling.draw(logits[i : i + 1], uniform[i : i + 1]) for i in range(6)]
+    assert sampling.draw(logits, uniform).tolist() == torch.cat(alone).tolist()
 
 
 def test_the_largest_number_never_draws_what_was_left_out() -> None:
     almost_one = torch.nextafter(torch.ones(1), torch.zeros(1))
     for sampling in (TokenSampling(top_p=0.8), TokenSampling(top_k=2), TokenSampling()):
-        token = sampling.draw(P.log(), torch.zeros_like(P, dtype=torch.bool), almost_one)
+        token = sampling.draw(P.log(), almost_one)
         kept, tokens = keep_likely(P.log(), sampling.top_k, sampling.top_p)
         assert token.item() in tokens[kept.isfinite()].tolist()
 

@@ -36,14 +36,15 @@ def test_columns_follow_as_rows_do() -> None:
 def test_indices_stand_for_inputs(name: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     network, x = create_network({"which_model": name, **SMALL}).eval(), torch.randn(shape)
-    found, commitment, *perplexity = network(x)
+    found, commitment, *figures = network(x)
     levels = network.encode(x)
     assert found.shape == x.shape
     assert levels.top.indices.shape[1:] == tuple(side // 8 for side in shape[2:])
     assert levels.bottom.indices.shape[1:] == tuple(side // 4 for side in shape[2:])
     torch.testing.assert_close(network.from_indices(levels.top.indices, levels.bottom.indices), found)
     assert commitment.shape == (1,)
-    assert all(1 <= value <= SMALL["codebook_size"] + 1e-3 for value in perplexity)
+    assert all(1 <= perplexity <= SMALL["codebook_size"] + 1e-3 for perplexity in figures[:2])
+    assert [usage * SMALL["codebook_size"] for usage in figures[2:]] == [len(each.indices.unique()) for each in levels]
 
 
 def test_both_levels_share_one_vocabulary() -> None:
@@ -120,13 +121,14 @@ def test_codes_of_one_level_stand_for_inputs(dims: int, shape: tuple[int, ...]) 
     torch.manual_seed(0)
     network = create_network({"which_model": "dvae", **DiscreteVAE.tiny()[0], "positional_dims": dims}).eval()
     x = torch.randn(shape)
-    errors, _, found, perplexity = network(x)
+    errors, _, found, perplexity, usage = network(x)
     torch.testing.assert_close(errors, (found - x).square())
     codes = network.get_codebook_indices(x)
     assert codes.shape == (2, *(side // 4 for side in shape[2:]))
     torch.testing.assert_close(network.decode(codes)[0], found)
     shares = torch.bincount(codes.flatten()) / codes.numel()
     torch.testing.assert_close(perplexity, torch.special.entr(shares).sum().exp())
+    assert usage * 6 == len(codes.unique())
     with pytest.raises(ValueError, match="a side of 10 is no multiple of 4"):
         network(torch.randn(2, 3, *[10] * dims))
 

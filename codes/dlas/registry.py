@@ -216,8 +216,10 @@ PROCESSES = Registry("process", "PROCESSES", "dlas.diffusion")
 TIMES = Registry("distribution of times", "TIMES", "dlas.diffusion")
 WEIGHTINGS = Registry("weighting", "WEIGHTINGS", "dlas.diffusion")
 SAMPLERS = Registry("sampler", "SAMPLERS", "dlas.diffusion")
+QUANTIZERS = Registry("quantizer", "QUANTIZERS", "dlas.layers")
 REGISTRIES = (
     ARCHS, INJECTORS, LOSSES, DATASETS, METRICS, OPTIMIZERS, SCHEDULES, DEGRADATIONS, PROCESSES, TIMES, WEIGHTINGS, SAMPLERS,
+    QUANTIZERS,
 )  # fmt: skip
 
 

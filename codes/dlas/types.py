@@ -17,7 +17,10 @@ annotation                meaning in YAML
 ``TimesOptions``          a distribution of its times: `{type: logit_normal}`
 ``WeightingOptions``      a weighting of its errors: `{type: min_snr}`
 ``SamplerOptions``        a way to draw samples: `{type: heun}`
+``QuantizerOptions``      what replaces vectors by codes, and its options: `{type: fsq, levels: [8, 8, 8]}`
 ``DatasetOptions``        a data set and its options: `{mode: digits}`
+``NetworkOptions``        a network and its options: `{which_model: resnet50}`
+``FlowOptions``           the shape of a normalising flow; ``FlowSplitOptions`` .. are parts of it
 ``BetaScheduleOptions``   a diffusion's noise as DL-Art-School's files tell it
 ``DiffusionArgsOptions``  its training, likewise
 ========================  ======================================================================================
@@ -39,7 +42,13 @@ ProcessOptions: TypeAlias = dict[str, Any]
 TimesOptions: TypeAlias = dict[str, Any]
 WeightingOptions: TypeAlias = dict[str, Any]
 SamplerOptions: TypeAlias = dict[str, Any]
+QuantizerOptions: TypeAlias = dict[str, Any]
 DatasetOptions: TypeAlias = dict[str, Any]
+NetworkOptions: TypeAlias = dict[str, Any]
+FlowOptions: TypeAlias = dict[str, Any]
+FlowSplitOptions: TypeAlias = dict[str, Any]
+FlowBlocksOptions: TypeAlias = dict[str, Any]
+FlowAffineOptions: TypeAlias = dict[str, Any]
 BetaScheduleOptions: TypeAlias = dict[str, Any]
 DiffusionArgsOptions: TypeAlias = dict[str, Any]
 

@@ -2,9 +2,4 @@
 
 from __future__ import annotations
 
-NOT_BUILT_YET = {
-    "sr/golden_switched_vqvae*": "switched autoencoders",
-    "sr/manifest_dlas_vqvae?*": "switched autoencoders",
-    "tortoise/golden_dvae*": "speech: discrete VAE",
-    "tortoise/manifest_dvae*": "speech: discrete VAE",
-}
+NOT_BUILT_YET: dict[str, str] = {}

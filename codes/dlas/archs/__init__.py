@@ -16,6 +16,10 @@ What the program may ask of a network besides `forward`, all optional:
 
 * ``checkpointing: bool`` (attribute, False at first): when True, activations of a training forward
   are computed again in the backward pass.
+* ``after_update()`` (method): called once after each update of its weights, however many micro-batches that took, also where
+  the update was held back as a bad one: for what follows the weights, such as a moving average of them.
+* ``frozen_at_first: Mapping[str, float]`` (attribute): beginnings of names of parameters, and for which share of the run these
+  are not trained.
 * ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
   network's own; names it does not know pass through, and applying it twice is applying it once.
 * ``constants: str`` (class attribute, a regular expression): entries of its state dict that follow from its options alone, such
@@ -36,8 +40,11 @@ if TYPE_CHECKING:
 NAME_KEYS = ("which_model", "which_model_G", "which_model_D")
 """Options of which one names the architecture."""
 
-TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "after", "device"})
+TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "freeze", "after", "device"})
 """Options of an entry of `networks` that are for the trainer, not for the architecture."""
+
+SWITCHED_KEY = "switched"
+"""Option of an entry of `networks` that changes the network after it is built: its switched convolutions."""
 
 NESTING_KEYS = ("kwargs", "args")
 """Options that hold further options of the architecture."""
@@ -48,7 +55,8 @@ def create_network(options: Mapping[str, Any], *, name: str = "network") -> nn.M
 
     Args:
         options: the architecture's name under `which_model`, `which_model_G` or `which_model_D`, and its options, beside the
-            name or nested under `kwargs` or `args`. Options for the trainer (`TRAINER_KEYS`) are passed over.
+            name or nested under `kwargs` or `args`. Options for the trainer (`TRAINER_KEYS`) are passed over. Under `switched`
+            arguments of `dlas.layers.switched.switch_convolutions`.
         name: the entry's name in the file, for messages.
 
     Returns:
@@ -64,13 +72,18 @@ def create_network(options: Mapping[str, Any], *, name: str = "network") -> nn.M
         raise ConfigurationError(f"networks.{name}: exactly one of {', '.join(NAME_KEYS)} names the architecture, but {found}")
     architecture = options[named[0]]
     try:
-        return ARCHS.create(architecture, _architecture_options(options, name))
+        network: nn.Module = ARCHS.create(architecture, _architecture_options(options, name))
+        if options.get(SWITCHED_KEY):
+            from dlas.layers.switched import switch_convolutions
+
+            switch_convolutions(network, **options[SWITCHED_KEY])
+        return network
     except (ConfigurationError, ValueError) as error:
         raise ConfigurationError(f"networks.{name}: {error}") from error
 
 
 def _architecture_options(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = {key: value for key, value in options.items() if key not in TRAINER_KEYS and key not in NESTING_KEYS}
+    found = {key: value for key, value in options.items() if key not in {*TRAINER_KEYS, *NESTING_KEYS, SWITCHED_KEY}}
     for nesting in NESTING_KEYS:
         for key, value in (options.get(nesting) or {}).items():
             if key in found:

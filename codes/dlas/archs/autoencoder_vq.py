@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dlas.layers.autoencoder import AutoencoderOptions, LatentAutoencoder
-from dlas.layers.vector_quantizer import VectorQuantizer
+from dlas.layers.quantizers import create_quantizer
+from dlas.layers.vector_quantizer import Quantizer, VectorQuantizer
 from dlas.registry import ARCHS
-from dlas.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from dlas.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, QuantizerOptions
 
 
 @ARCHS.register("autoencoder_vq")
@@ -24,8 +25,8 @@ class AutoencoderVQ(LatentAutoencoder):
     """Pictures in [-1, 1] to smaller latents, each pixel a code, and back; the defaults are VQ-f4.
 
     Train it with `pix` and `feature` or `lpips` of the first output and `direct` of the second, and perhaps a discriminator:
-    `{type: generator, generator: vqgan, in: hq, out: [gen, codebook_loss, perplexity]}`. As in latent diffusion, `latents` are
-    those before quantisation, and `pictures` quantises.
+    `{type: generator, generator: vqgan, in: hq, out: [gen, codebook_loss, perplexity, usage]}`. As in latent diffusion,
+    `latents` are those before quantisation, and `pictures` quantises.
 
     Args:
         in_channels: channels of a picture.
@@ -45,6 +46,7 @@ class AutoencoderVQ(LatentAutoencoder):
         dropout: probability with which features are dropped within residual blocks.
         norm_groups: groups of normalisation: 32 (`guided`), or fewer for up to 64 channels (`dlas`).
         low_precision_norm: under autocast, normalise in the precision of the features in place of float32.
+        quantizer: another one than the published networks', which `commitment` and `codebook_decay` are about.
 
     Raises:
         ValueError: sizes do not go together.
@@ -68,6 +70,7 @@ class AutoencoderVQ(LatentAutoencoder):
         dropout: Fraction = 0.0,
         norm_groups: Literal["guided", "dlas"] = "guided",
         low_precision_norm: bool = False,
+        quantizer: QuantizerOptions | None = None,
     ) -> None:
         options = AutoencoderOptions(
             in_channels=in_channels,
@@ -82,21 +85,26 @@ class AutoencoderVQ(LatentAutoencoder):
             low_precision_norm=low_precision_norm,
         )
         super().__init__(options, z_channels, scale_factor)
-        self.quantize = VectorQuantizer(n_embed, embed_dim, commitment, codebook_decay)
+        self.quantize: Quantizer
+        if quantizer is None:
+            self.quantize = VectorQuantizer(n_embed, embed_dim, commitment, codebook_decay)
+        else:
+            self.quantize = create_quantizer(quantizer, n_embed, embed_dim)
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reconstructs pictures from codes.
 
         Args:
             x: (B, in_channels, H, W), H and W multiples of `factor`.
 
         Returns:
-            Pictures (B, out_channels, H, W); the codebook's loss, and how many codes are in use (perplexity), both scalars.
+            Pictures (B, out_channels, H, W); the codebook's loss; how many codes are in use (perplexity), and the share of them
+            that is used at all; all scalars.
         """
         codes = self.quantize(self.encode(x))
-        return self.decoder(self.post_quant_conv(codes.vectors)), codes.loss, codes.perplexity
+        return self.decoder(self.post_quant_conv(codes.vectors)), codes.loss, codes.perplexity, codes.usage
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents of pictures before quantisation, (B, embed_dim, H / factor, W / factor), not scaled."""

@@ -183,5 +183,52 @@ class DiscriminatorVGG128GN(_VGGDiscriminator):
         return {"nf": 8, "image_size": 64}, (torch.rand(2, 3, 64, 64),)
 
 
+@ARCHS.register("discriminator_vgg_448")
+class DiscriminatorVGG448(_VGGDiscriminator):
+    """The group-normalised discriminator of half the size behind two further convolutions, to train on with larger pictures.
+
+    With the weights of a `discriminator_vgg_128_gn` of half the `image_size` (`strict_load: false`) all but the new layers are
+    trained; these are the parameter group `new_head`.
+
+    Args:
+        in_nc: input channels.
+        nf: channels of the smaller one's first stage, a multiple of 16.
+        image_size: height and width of the pictures it judges, in pixels; a multiple of 64.
+
+    Raises:
+        ValueError: `nf` or `image_size` is not such a multiple.
+    """
+
+    def __init__(self, *, in_nc: PositiveInt = 3, nf: PositiveInt = 64, image_size: PositiveInt = 448) -> None:
+        if nf % (2 * GROUPS):
+            raise ValueError(f"nf must be a multiple of {2 * GROUPS}, twice the number of normalisation groups; got {nf}")
+        if image_size % 64:
+            raise ValueError(f"image_size must be a multiple of 64 (6 stages each halve it), got {image_size}")
+        super().__init__(_group_norm, in_nc=in_nc, nf=nf, image_size=image_size // 2, stages=5)
+        self.image_size = image_size
+        self.get_submodule("conv0_0").requires_grad_(False)  # of the smaller one; nothing runs it
+        self.convn1_0 = nn.Conv2d(in_nc, nf // 2, 3, padding=1)
+        self.convn1_1 = nn.Conv2d(nf // 2, nf // 2, 4, stride=2, padding=1, bias=False)
+        self.bnn1_1 = _group_norm(nf // 2)
+        self.conv0_0_new = nn.Conv2d(nf // 2, nf, 3, padding=1, bias=False)
+        self.bn0_0 = _group_norm(nf)
+        for module in (self.convn1_0, self.convn1_1, self.bnn1_1, self.conv0_0_new, self.bn0_0):
+            for parameter in module.parameters():
+                parameter.PARAM_GROUP = "new_head"  # type: ignore[attr-defined]  # read by the optimiser's groups
+
+    def _run_stage(self, x: Tensor, stage: int) -> Tensor:
+        if stage > 0:
+            return super()._run_stage(x, stage)
+        x = F.leaky_relu_(self.convn1_0(x), LEAK)
+        x = F.leaky_relu_(self.bnn1_1(self.convn1_1(x)), LEAK)
+        x = F.leaky_relu_(self.bn0_0(self.conv0_0_new(x)), LEAK)
+        return F.leaky_relu_(self.get_submodule("bn0_1")(self.get_submodule("conv0_1")(x)), LEAK)
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
+        """Options of a small network, and arguments for its `forward`."""
+        return {"nf": 16, "image_size": 64}, (torch.rand(2, 3, 64, 64),)
+
+
 def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(GROUPS, channels)

@@ -6,60 +6,23 @@ place of the Gumbel softmax, as in DL-Art-School, whose names the layers have: `
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from dlas.layers.recompute import recompute
-from dlas.layers.vector_quantizer import ExpiringVectorQuantizer, Quantized
+from dlas.layers.discrete_autoencoder import Architecture, DiscreteAutoencoder
+from dlas.layers.quantizers import create_quantizer
+from dlas.layers.vector_quantizer import ExpiringVectorQuantizer, Quantizer
 from dlas.registry import ARCHS
-from dlas.types import NonNegativeInt, PositiveInt
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions 3 wide and one 1 wide, beside which the input passes."""
-
-    def __init__(self, dims: int, channels: int, activation: type[nn.Module]) -> None:
-        super().__init__()
-        conv = CONVOLUTIONS[dims]
-        self.net = nn.Sequential(
-            conv(channels, channels, 3, padding=1),
-            activation(),
-            conv(channels, channels, 3, padding=1),
-            activation(),
-            conv(channels, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, ...) -> the same shape."""
-        return x + self.net(x)
-
-
-class EnlargingConvolution(nn.Module):
-    """Every value repeated, then a convolution."""
-
-    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel_size: int, factor: int) -> None:
-        super().__init__()
-        self.factor = factor
-        self.conv = CONVOLUTIONS[dims](in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, L, ...) -> (B, out_channels, L * factor, ...)."""
-        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+from dlas.types import NonNegativeInt, PositiveInt, QuantizerOptions
 
 
 @ARCHS.register("dvae")
-class DiscreteVAE(nn.Module):
+class DiscreteVAE(DiscreteAutoencoder):
     """Pictures or sequences to codes and back, with one codebook.
 
     Train it with `direct` of the first two outputs:
-    `{type: generator, generator: dvae, in: hq, out: [mse, commitment, gen, perplexity]}`.
+    `{type: generator, generator: dvae, in: hq, out: [mse, commitment, gen, perplexity, usage]}`.
 
     Args:
         positional_dims: 2 for pictures, 1 for sequences.
@@ -75,6 +38,7 @@ class DiscreteVAE(nn.Module):
         quantizer_use_cosine_sim: codes are compared by their direction in place of their distance.
         quantizer_codebook_misses_to_expiration: steps without any use after which a code is replaced by a vector of the batch.
         quantizer_codebook_embedding_compression: channels of codes, to and from which linear layers lead; None: `codebook_dim`.
+        quantizer: another quantiser than the published network's, which the three options above are about.
 
     Raises:
         ValueError: `positional_dims` is neither 1 nor 2, or `kernel_size` is even.
@@ -96,74 +60,36 @@ class DiscreteVAE(nn.Module):
         quantizer_use_cosine_sim: bool = True,
         quantizer_codebook_misses_to_expiration: PositiveInt = 40,
         quantizer_codebook_embedding_compression: PositiveInt | None = None,
+        quantizer: QuantizerOptions | None = None,
     ) -> None:
-        super().__init__()
-        if positional_dims not in CONVOLUTIONS:
-            raise ValueError(f"positional_dims must be 1 or 2, got {positional_dims}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.checkpointing = False
-        self.factor = stride**num_layers
-        self.dims = positional_dims
-        conv, act = CONVOLUTIONS[positional_dims], ACTIVATIONS[activation]
-        widths = [hidden_dim * 2**level for level in range(num_layers)]
-        inner = widths[-1]
-        encoder: list[nn.Module] = [
-            nn.Sequential(conv(width, wider, kernel_size, stride=stride, padding=kernel_size // 2), act())
-            for width, wider in pairwise([channels, *widths])
-        ]
-        encoder += [ResidualBlock(positional_dims, inner, act) for _ in range(num_resnet_blocks)]
-        self.encoder = nn.Sequential(*encoder, conv(inner, codebook_dim, 1))
-        self.quantizer = ExpiringVectorQuantizer(
-            num_tokens,
-            codebook_dim,
-            cosine=quantizer_use_cosine_sim,
-            patience=quantizer_codebook_misses_to_expiration,
-            compression=quantizer_codebook_embedding_compression,
+        super().__init__(
+            Architecture(
+                dims=positional_dims,
+                channels=channels,
+                code_channels=codebook_dim,
+                layers=num_layers,
+                blocks=num_resnet_blocks,
+                width=hidden_dim,
+                stride=stride,
+                kernel_size=kernel_size,
+                activation=activation,
+            )
         )
-        decoder: list[nn.Module] = [conv(codebook_dim, inner, 1)] if num_resnet_blocks else []
-        decoder += [ResidualBlock(positional_dims, inner, act) for _ in range(num_resnet_blocks)]
-        decoder += [
-            nn.Sequential(EnlargingConvolution(positional_dims, width, narrower, kernel_size, stride), act())
-            for width, narrower in pairwise([inner if num_resnet_blocks else codebook_dim, *reversed(widths)])
-        ]
-        self.decoder = nn.Sequential(*decoder, conv(hidden_dim, channels, 1))
+        self.quantizer: Quantizer
+        if quantizer is not None:
+            self.quantizer = create_quantizer(quantizer, num_tokens, codebook_dim)
+        else:
+            self.quantizer = ExpiringVectorQuantizer(
+                num_tokens,
+                codebook_dim,
+                cosine=quantizer_use_cosine_sim,
+                patience=quantizer_codebook_misses_to_expiration,
+                compression=quantizer_codebook_embedding_compression,
+            )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reconstructs inputs from codes.
-
-        Args:
-            x: (B, channels, H, W) or (B, channels, L), sides multiples of `factor`.
-
-        Returns:
-            The squared errors, shape of `x`; how far vectors are from their codes, a scalar in float32; the reconstruction;
-            how many codes are in use (perplexity), a scalar.
-
-        Raises:
-            ValueError: a side is no multiple of `factor`.
-        """
-        codes = self.encode(x)
-        found, _ = self._decode(codes.vectors)
-        return F.mse_loss(found.float(), x.float(), reduction="none"), codes.loss, found, codes.perplexity
-
-    def encode(self, x: Tensor) -> Quantized:
-        """Codes of inputs, `factor` times smaller. Arguments and errors as of `forward`."""
-        for side in x.shape[-self.dims :]:
-            if side % self.factor:
-                raise ValueError(f"a side of {side} is no multiple of {self.factor}, by which the DVAE makes its input smaller")
-        return self.quantizer(recompute(self.encoder, x, when=self.checkpointing and self.training))
-
-    def get_codebook_indices(self, x: Tensor) -> Tensor:
-        """Which codes stand for inputs, (B, ...), int64. Arguments and errors as of `forward`."""
-        return self.encode(x).indices
-
-    def decode(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstructions of codes (B, ...), and the features that the last convolution made them of."""
-        return self._decode(self.quantizer.lookup(indices))
-
-    def _decode(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        features = recompute(self.decoder[:-1], codes, when=self.checkpointing and self.training)
-        return self.decoder[-1](features), features
+    def codes(self) -> Quantizer:
+        """What replaces vectors by codes."""
+        return self.quantizer
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dlas.layers.classifiers.files import load_exactly
 from dlas.layers.flow import ConditionalAffine, FlowStep, Split, Squeeze, standard_normal_log_density
+from dlas.layers.flow_level import Condition, Level, Memory
 from dlas.layers.recompute import recompute
 from dlas.layers.rrdb import RRDB, activate, present_name
 from dlas.registry import ARCHS
-from dlas.types import PositiveFloat, PositiveInt
+from dlas.types import FlowOptions, Fraction, PositiveFloat, PositiveInt
 
 Latents = tuple[Tensor, ...]
 """What the splits took away, finest level first, and the coarsest level: standard normal, each with as many samples."""
@@ -45,6 +45,7 @@ class FlowShape:
         blocks: of which RRDBs, counted from 0, the results are part of the condition (`stackRRDB.blocks`).
         hidden_channels: width of the networks within affine maps (`CondAffineSeparatedAndCond.hidden_channels`).
         eps: least scale of an affine map (`CondAffineSeparatedAndCond.eps`).
+        lu: see `InvertibleConv`; SRFlow's own option.
     """
 
     levels: int | None = None
@@ -55,6 +56,7 @@ class FlowShape:
     blocks: Sequence[int] = (1, 8, 15, 22)
     hidden_channels: int = 64
     eps: float = 1e-4
+    lu: bool = False
 
     @staticmethod
     def of(options: Mapping[str, Any], steps: int) -> FlowShape:
@@ -69,6 +71,8 @@ class FlowShape:
         """
         given: dict[str, Any] = {}
         for key, value in _flattened(options):
+            if value is None:
+                continue
             if key in _FIELD_OF_KEY:
                 given[_FIELD_OF_KEY[key]] = value
             elif key in _ONE_VALUE or key == "K":
@@ -149,16 +153,21 @@ class ConditionEncoder(nn.Module):
         for unused in (self._enlargement(doublings), self.conv_hr, self.conv_last):
             unused.requires_grad_(False)
 
-    def forward(self, low_res: Tensor, levels: int) -> list[Tensor]:
-        """Conditions of each level: (B, in_nc, h, w) -> (B, nf (taps + 1), H / 2^l, W / 2^l) for l = 1 .. levels."""
-        features, tapped = self._trunk(low_res)
+    def conditions(self, low_res: Tensor, levels: int) -> list[Condition]:
+        """Conditions of each level: (B, in_nc, h, w) -> (B, nf (taps + 1), H / 2^l, W / 2^l) for l = 1 .. levels.
+
+        What is only enlarged in them is kept small.
+        """
+        features, blocks = self._trunk(low_res)
+        tapped = torch.cat(blocks, dim=1)
         sizes = [features]
         for power in range(1, self.doublings):
             sizes.append(self._grown(sizes[-1], power))  # activated: the authors' activation works in place
         conditions = []
         for power in range(self.doublings - 1, self.doublings - 1 - levels, -1):
             own = sizes[power] if power >= 0 else _shrunk(features, 2**-power)
-            conditions.append(torch.cat((own, F.interpolate(tapped, size=own.shape[-2:], mode="nearest")), dim=1))
+            condition = Condition(own, tapped)
+            conditions.append(condition if power > 0 else Condition(condition.whole()))
         return conditions
 
     def picture(self, low_res: Tensor) -> Tensor:
@@ -168,14 +177,14 @@ class ConditionEncoder(nn.Module):
             features = self._grown(features, power)
         return self.conv_last(activate(self.conv_hr(features)))
 
-    def _trunk(self, low_res: Tensor) -> tuple[Tensor, Tensor]:
+    def _trunk(self, low_res: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.conv_first(low_res)
         tapped = []
         for number, block in enumerate(self.body):
             features = recompute(block, features, when=self.checkpointing and self.training)
             if number in self.taps:
                 tapped.append(features)
-        return features + self.conv_body(features), torch.cat(tapped, dim=1)
+        return features + self.conv_body(features), tapped
 
     def _grown(self, features: Tensor, number: int) -> Tensor:
         return activate(self._enlargement(number)(F.interpolate(features, scale_factor=2.0, mode="nearest")))
@@ -198,19 +207,26 @@ class ConditionalFlow(nn.Module):
         steps: with affine maps, a level.
         levels: number of levels.
         shape: the rest.
+        rebuild: the steps' activations in the backward pass from their results.
     """
 
-    def __init__(self, channels: int, condition_channels: int, steps: int, levels: int, shape: FlowShape) -> None:
+    def __init__(
+        self, channels: int, condition_channels: int, steps: int, levels: int, shape: FlowShape, rebuild: bool = False
+    ) -> None:
         super().__init__()
         self.checkpointing = False
+        self.rebuild = rebuild
         self.layers = nn.ModuleList()
+        self._levels: list[Level] = []
         for level in range(1, levels + 1):
             channels *= 4
             self.layers.append(Squeeze())
-            self.layers.extend(FlowStep(channels, None) for _ in range(shape.transitions))
+            together = [FlowStep(channels, None, shape.lu) for _ in range(shape.transitions)]
             for _ in range(steps):
                 affine = ConditionalAffine(channels, condition_channels, shape.hidden_channels, shape.eps)
-                self.layers.append(FlowStep(channels, affine))
+                together.append(FlowStep(channels, affine, shape.lu))
+            self.layers.extend(together)
+            self._levels.append(Level(together))
             if shape.split and level < levels - (not shape.split_before_last):
                 taken = round(channels * shape.split_share)
                 self.layers.append(Split(channels, taken))
@@ -218,38 +234,33 @@ class ConditionalFlow(nn.Module):
         # In the published checkpoints, and part of nothing.
         self.f = nn.Sequential(nn.Conv2d(condition_channels, UNUSED_CHANNELS, 3, padding=1)).requires_grad_(False)
 
-    def encode(self, x: Tensor, conditions: Sequence[Tensor]) -> tuple[Latents, Tensor]:
+    def encode(self, x: Tensor, conditions: Sequence[Condition]) -> tuple[Latents, Tensor]:
         """(B, C, H, W) and the conditions of each level -> latents, and (B,): ln p(x) without the last latent's part."""
         log_density = x.new_zeros(len(x))
         latents: list[Tensor] = []
-        level = -1
+        ahead = zip(self._levels, conditions, strict=True)
+        memory: Memory = "invert" if self.rebuild else "recompute" if self.checkpointing and self.training else "keep"
         for layer in self.layers:
             if isinstance(layer, Split):
                 x, latent, more = layer.encode(x)
                 latents.append(latent)
-            else:
-                assert isinstance(layer, Squeeze | FlowStep)
-                level += isinstance(layer, Squeeze)
-                condition = conditions[level]
-                if self.checkpointing and self.training and torch.is_grad_enabled():
-                    x, more = checkpoint(layer.encode, x, condition, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    x, more = layer.encode(x, condition)
-            log_density = log_density + more
+                log_density = log_density + more
+            elif isinstance(layer, Squeeze):
+                level, condition = next(ahead)
+                x, more = level.encode(layer.encode(x), condition, memory)
+                log_density = log_density + more
         return (*latents, x), log_density
 
-    def decode(self, latents: Sequence[Tensor], conditions: Sequence[Tensor]) -> Tensor:
-        """The inverse of `encode`."""
+    def decode(self, latents: Sequence[Tensor], conditions: Sequence[Condition]) -> Tensor:
+        """The inverse of `encode`. With n times as many latents as conditions, n in a row belong to one condition."""
         *remaining, x = latents
-        levels = list(conditions)
+        back = zip(reversed(self._levels), reversed(conditions), strict=True)
         for layer in reversed(self.layers):
             if isinstance(layer, Split):
                 x = layer.decode(x, remaining.pop())
-                continue
-            assert isinstance(layer, Squeeze | FlowStep)
-            x = layer.decode(x, levels[-1])
-            if isinstance(layer, Squeeze):
-                levels.pop()
+            elif isinstance(layer, Squeeze):
+                level, condition = next(back)
+                x = layer.decode(level.decode(x, condition))
         return x
 
     def latent_sizes(self, channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
@@ -271,9 +282,9 @@ class SRFlow(nn.Module):
     Train it with the loss `direct` of `nll`: `{type: generator, generator: flow, in: [hq, lq], out: [latents, nll]}`. Pictures
     are drawn by `{type: generator, generator: flow, method: sample, in: lq, args: {heat: 0.9}, out: gen, grad: false}`.
 
-    The paper trains the flow over a frozen encoder that was trained before, and both from half of the iterations on: two runs,
-    the second with `train_RRDB: true`. It adds uniform noise of one step of the pictures' values. What the authors published
-    was trained without this noise (`dequantise: false`) and with the encoder from the beginning (`train_RRDB: true`).
+    The paper trains the flow over a frozen encoder that was trained before, and both from half of the iterations on; it adds
+    uniform noise of one step of the pictures' values. What the authors published was trained without this noise
+    (`dequantise: false`) and with the encoder from the beginning (`train_RRDB: true`).
 
     Args:
         in_nc: channels of low-resolution pictures.
@@ -288,11 +299,17 @@ class SRFlow(nn.Module):
         flow: the flow's shape: `L`, `additionalFlowNoAffine`, `split: {enable, consume_ratio, correct_splits}`, `stackRRDB:
             {blocks}`, `CondAffineSeparatedAndCond: {hidden_channels, eps}`; without it, that of SRFlow_DF2K_4X. The networks
             for 8X have `stackRRDB: {blocks: [1, 3, 5, 7]}`.
-        train_RRDB: train the encoder too.
+        train_RRDB: train the encoder, too, from the beginning; false: never, or after `train_RRDB_delay` if that is given;
+            without it after `train_RRDB_delay`.
+        train_RRDB_delay: share of the run's iterations for which the encoder is frozen; 0.5, as in the paper, without it.
         pretrain_rrdb: file of the encoder's weights, an RRDBNet trained with `long_skip: trunk`.
         dequantise: in training, add uniform noise as wide as the step between two values of a pixel, so that densities of whole
             numbers are finite.
         quant: steps of a pixel's value from 0 to 1: 255, or 32 in the published files.
+        lu: learn the flow's 1x1 convolutions as P L (U + diag(s)), whose determinant is that of s; weights with and without it
+            load into each other.
+        rebuild: rebuild the activations of the flow's steps from their results in the backward pass: memory does not grow with
+            `K`, and a training step takes longer.
 
     Raises:
         ValueError: the options do not go together.
@@ -311,11 +328,14 @@ class SRFlow(nn.Module):
         scale: Literal[2, 4, 8] = 4,
         initial_stride: PositiveInt = 1,
         flow_scale: PositiveInt | None = None,
-        flow: dict[str, Any] | None = None,
-        train_RRDB: bool = False,  # noqa: N803
+        flow: FlowOptions | None = None,
+        train_RRDB: bool | None = None,  # noqa: N803
+        train_RRDB_delay: Fraction | None = None,  # noqa: N803
         pretrain_rrdb: str | None = None,
         dequantise: bool = True,
         quant: PositiveFloat = 255.0,
+        lu: bool = False,
+        rebuild: bool = False,
     ) -> None:
         super().__init__()
         enlargement = scale * initial_stride
@@ -324,7 +344,7 @@ class SRFlow(nn.Module):
                 f"the flow enlarges by scale times initial_stride, {scale} x {initial_stride} = {enlargement}: this must be 4, "
                 f"8 or 16, and flow_scale, if it is given ({flow_scale}), the same"
             )
-        shape = FlowShape.of(flow or {}, K)
+        shape = replace(FlowShape.of(flow or {}, K), lu=lu)
         if not shape.blocks or max(shape.blocks) >= nb or min(shape.blocks) < 0:
             raise ValueError(
                 f"flow.stackRRDB.blocks {list(shape.blocks)}: with nb: {nb} the blocks are 0 .. {nb - 1}; name some of these"
@@ -336,11 +356,15 @@ class SRFlow(nn.Module):
         # The coarsest level must have whole pixels for whole features.
         self.multiple = initial_stride * 2 ** max(0, self.levels - doublings)
         self.RRDB = ConditionEncoder(in_nc, out_nc, nf, nb, gc, doublings, initial_stride, shape.blocks)
-        self.flowUpsamplerNet = ConditionalFlow(out_nc, nf * (len(set(shape.blocks)) + 1), K, self.levels, shape)
+        self.flowUpsamplerNet = ConditionalFlow(out_nc, nf * (len(set(shape.blocks)) + 1), K, self.levels, shape, rebuild)
         if pretrain_rrdb is not None:
             load_exactly(self.RRDB, Path(pretrain_rrdb), "SRFlow's encoder")
-        if not train_RRDB:
+        if train_RRDB and train_RRDB_delay is not None:
+            raise ValueError("train_RRDB: true trains the encoder from the beginning: leave train_RRDB_delay out")
+        if train_RRDB is False and train_RRDB_delay is None:
             self.RRDB.requires_grad_(False)
+        delay = 0.5 if train_RRDB_delay is None else train_RRDB_delay
+        self.frozen_at_first = {} if train_RRDB else {"RRDB.": delay}
 
     @property
     def checkpointing(self) -> bool:
@@ -395,7 +419,7 @@ class SRFlow(nn.Module):
         conditions = self._conditions(low_res)
         pixels = picture.shape[-2] * picture.shape[-1]
         with torch.autocast(picture.device.type, enabled=False):  # determinants and inverses are not to be rounded
-            x = picture.to(conditions[0].dtype)
+            x = picture.to(conditions[0].fine.dtype)
             if noise is not None:
                 x = x + (noise - 0.5) / self.quant
             latents, log_density = self.flowUpsamplerNet.encode(x, conditions)
@@ -416,19 +440,25 @@ class SRFlow(nn.Module):
 
     def draw(self, low_res: Tensor, heat: float) -> Latents:
         """Normally distributed latents of standard deviation `heat` for pictures (B, in_nc, h, w)."""
-        height, width = (side * self.scale for side in low_res.shape[-2:])
-        sizes = self.flowUpsamplerNet.latent_sizes(self.out_nc, height, width)
         dtype = torch.promote_types(low_res.dtype, torch.float32)
-        return tuple(heat * torch.randn(len(low_res), *size, device=low_res.device, dtype=dtype) for size in sizes)
+        return tuple(
+            heat * torch.randn(len(low_res), *size, device=low_res.device, dtype=dtype) for size in self.latent_sizes(low_res)
+        )
 
-    def _conditions(self, low_res: Tensor) -> list[Tensor]:
+    def latent_sizes(self, low_res: Tensor) -> list[tuple[int, int, int]]:
+        """Channels, height and width of each latent of a picture that belongs to (B, in_nc, h, w)."""
+        height, width = (side * self.scale for side in low_res.shape[-2:])
+        return self.flowUpsamplerNet.latent_sizes(self.out_nc, height, width)
+
+    def _conditions(self, low_res: Tensor) -> list[Condition]:
         height, width = low_res.shape[-2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(
                 f"a low-resolution picture of {height}x{width} pixels does not fit: height and width must be multiples of "
                 f"{self.multiple}; crop or pad it"
             )
-        return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in self.RRDB(low_res, self.levels)]
+        conditions = self.RRDB.conditions(low_res, self.levels)
+        return [each.to(torch.promote_types(each.fine.dtype, torch.float32)) for each in conditions]
 
     @staticmethod
     def rename_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,12 +18,9 @@ from torch import Tensor, nn
 
 from dlas.layers.fixed_size import check_size
 from dlas.layers.recompute import recompute
-from dlas.layers.stylegan2 import BiasedActivation, Blur, EqualConv2d, EqualLinear, width_at
+from dlas.layers.stylegan2 import BiasedActivation, Blur, EqualConv2d, EqualLinear, batch_spread, width_at
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
-
-GROUP = 4
-"""Pictures of which the spread is taken together, at most."""
 
 
 def _layers(
@@ -111,19 +108,10 @@ class StyleGAN2Discriminator(nn.Module):
         check_size(x, self.size)
         for block in self.convs:
             x = recompute(block, x, when=self.checkpointing and self.training)
-        x = self.final_conv(torch.cat((x, _spread(x)), dim=1))
+        x = self.final_conv(torch.cat((x, batch_spread(x)), dim=1))
         return self.final_linear(x.flatten(1))
 
     @staticmethod
     def tiny() -> tuple[dict[str, Any], tuple[Any, ...]]:
         """Options of a small network, and arguments for its `forward`."""
         return {"size": 16, "max_channels": 8}, (torch.rand(4, 3, 16, 16),)
-
-
-def _spread(x: Tensor) -> Tensor:
-    """Mean standard deviation over channels and places within a group of pictures, as one more channel of each of them."""
-    batch, _, height, width = x.shape
-    group = next(count for count in range(min(GROUP, batch), 0, -1) if batch % count == 0)
-    grouped = x.float().view(group, batch // group, -1)
-    deviation = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean(1)
-    return deviation.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, height, width)

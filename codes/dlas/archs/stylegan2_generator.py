@@ -86,6 +86,7 @@ class StyleGAN2Generator(nn.Module):
         self.to_rgb1 = ToRGB(width, style_dim)
         self.convs = nn.ModuleList()
         self.to_rgbs = nn.ModuleList()
+        self.widths = [width]
         self.noises = nn.Module()
         self.noises.register_buffer("noise_0", torch.randn(1, 1, side, side))
         while side < size:
@@ -98,6 +99,7 @@ class StyleGAN2Generator(nn.Module):
                 self.convs.append(layer)
                 self.noises.register_buffer(f"noise_{len(self.convs)}", torch.randn(1, 1, side, side))
             self.to_rgbs.append(ToRGB(narrower, style_dim, taps=blur_kernel))
+            self.widths.append(narrower)
             width = narrower
         self.n_latent = len(self.convs) + 2
 

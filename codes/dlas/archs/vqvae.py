@@ -8,22 +8,53 @@ algorithm 1. Layers have the names of rosinality's implementation, which DL-Art-
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlas.layers.quantizers import create_quantizer
 from dlas.layers.recompute import recompute
 from dlas.layers.vector_quantizer import ColumnVectorQuantizer, Quantized
 from dlas.registry import ARCHS
-from dlas.types import Fraction, NonNegativeInt, PositiveInt
+from dlas.types import Fraction, NonNegativeInt, PositiveInt, QuantizerOptions
 
 FACTOR = 8
 """How much smaller the top level is than the input; the bottom level is twice its size."""
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours at twice the size, then a convolution 5 wide."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[dims](in_channels, out_channels, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, L, ...) -> (B, out_channels, 2 L, ...)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+Resampling: TypeAlias = Literal["transposed", "nearest"]
+"""transposed: strided and transposed convolutions, 4 wide, as VQ-VAE-2 has them. nearest: strided convolutions, and ones behind
+nearest neighbours, 5 wide: these have middles, as switched convolutions need."""
+
+
+def halve(dims: int, form: Resampling, in_channels: int, out_channels: int) -> nn.Module:
+    """A layer that halves the size."""
+    width, padding = (4, 1) if form == "transposed" else (5, 2)
+    return CONVOLUTIONS[dims](in_channels, out_channels, width, stride=2, padding=padding)
+
+
+def double(dims: int, form: Resampling, in_channels: int, out_channels: int) -> nn.Module:
+    """A layer that doubles the size."""
+    if form == "transposed":
+        return TRANSPOSED[dims](in_channels, out_channels, 4, stride=2, padding=1)
+    return Upsample(dims, in_channels, out_channels)
 
 
 class Levels(NamedTuple):
@@ -53,14 +84,23 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """Convolutions that halve the input, then residual blocks."""
 
-    def __init__(self, dims: int, in_channels: int, channels: int, blocks: int, hidden: int, *, halvings: int) -> None:
+    def __init__(
+        self,
+        dims: int,
+        form: Resampling,
+        in_channels: int,
+        channels: int,
+        blocks: int,
+        hidden: int,
+        *,
+        halvings: int,
+    ) -> None:
         super().__init__()
-        conv = CONVOLUTIONS[dims]
         widths = [in_channels, channels // 2, *[channels] * (halvings - 1)]
         layers: list[nn.Module] = []
         for width, wider in pairwise(widths):
-            layers += [conv(width, wider, 4, stride=2, padding=1), nn.ReLU()]
-        layers.append(conv(widths[-1], channels, 3, padding=1))
+            layers += [halve(dims, form, width, wider), nn.ReLU()]
+        layers.append(CONVOLUTIONS[dims](widths[-1], channels, 3, padding=1))
         layers += [ResidualBlock(dims, channels, hidden) for _ in range(blocks)]
         self.blocks = nn.Sequential(*layers, nn.ReLU())
 
@@ -70,17 +110,26 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Residual blocks, then transposed convolutions that double the size."""
+    """Residual blocks, then layers that double the size."""
 
     def __init__(
-        self, dims: int, in_channels: int, out_channels: int, channels: int, blocks: int, hidden: int, *, doublings: int
+        self,
+        dims: int,
+        form: Resampling,
+        in_channels: int,
+        out_channels: int,
+        channels: int,
+        blocks: int,
+        hidden: int,
+        *,
+        doublings: int,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [CONVOLUTIONS[dims](in_channels, channels, 3, padding=1)]
         layers += [ResidualBlock(dims, channels, hidden) for _ in range(blocks)]
         widths = [channels, *[channels // 2] * (doublings - 1), out_channels]
         for width, narrower in pairwise(widths):
-            layers += [nn.ReLU(), TRANSPOSED[dims](width, narrower, 4, stride=2, padding=1)]
+            layers += [nn.ReLU(), double(dims, form, width, narrower)]
         self.blocks = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,8 +142,8 @@ class VQVAE(nn.Module):
     """Pictures to codes of two levels and back (VQ-VAE-2).
 
     The codes follow averages of the vectors that they stand for. Train it with `pix` of the first output and `direct` of the
-    second, at a weight of 0.25: `{type: generator, generator: vqvae, in: hq, out: [gen, codebook_commitment_loss]}`. Two
-    further outputs tell how many codes of the top and of the bottom level are in use.
+    second, at a weight of 0.25: `{type: generator, generator: vqvae, in: hq, out: [gen, codebook_commitment_loss]}`. Further
+    outputs tell how many codes of the top and of the bottom level are in use.
 
     Args:
         in_channel: channels of a picture; -1 for one channel whose axis is left out.
@@ -104,12 +153,16 @@ class VQVAE(nn.Module):
         codebook_dim: channels of codes.
         codebook_size: codes of each level.
         decay: of the averages that codes follow.
+        quantizer: of each level, in place of the published network's.
+        resampling: how sizes are halved and doubled. transposed: by strided and transposed convolutions, 4 wide, as published.
+            nearest: by strided convolutions, and ones behind nearest neighbours, 5 wide; DL-Art-School's, for switched ones.
 
     Raises:
         ValueError: `in_channel` is 0 or below -1.
     """
 
     dims: ClassVar[int] = 2
+    random: ClassVar[bool] = False  # whether encoders and decoders draw random numbers
 
     def __init__(
         self,
@@ -121,6 +174,8 @@ class VQVAE(nn.Module):
         codebook_dim: PositiveInt = 64,
         codebook_size: PositiveInt = 512,
         decay: Fraction = 0.99,
+        quantizer: QuantizerOptions | None = None,
+        resampling: Literal["transposed", "nearest"] = "transposed",
     ) -> None:
         super().__init__()
         if in_channel < -1 or in_channel == 0:
@@ -129,18 +184,23 @@ class VQVAE(nn.Module):
         self.codebook_size = codebook_size
         self.adds_axis = in_channel == -1
         in_channel = abs(in_channel)
-        dims, residual = self.dims, (channel, n_res_block, n_res_channel)
-        self.enc_b = Encoder(dims, in_channel, *residual, halvings=2)
-        self.enc_t = Encoder(dims, channel, *residual, halvings=1)
-        self.quantize_conv_t = CONVOLUTIONS[dims](channel, codebook_dim, 1)
-        self.quantize_t = ColumnVectorQuantizer(codebook_size, codebook_dim, decay=decay)
-        self.dec_t = Decoder(dims, codebook_dim, codebook_dim, *residual, doublings=1)
-        self.quantize_conv_b = CONVOLUTIONS[dims](codebook_dim + channel, codebook_dim, 1)
-        self.quantize_b = ColumnVectorQuantizer(codebook_size, codebook_dim, decay=decay)
-        self.upsample_t = TRANSPOSED[dims](codebook_dim, codebook_dim, 4, stride=2, padding=1)
-        self.dec = Decoder(dims, 2 * codebook_dim, in_channel, *residual, doublings=2)
+        layers, residual = (self.dims, resampling), (channel, n_res_block, n_res_channel)
+        conv = CONVOLUTIONS[self.dims]
+        self.enc_b = Encoder(*layers, in_channel, *residual, halvings=2)
+        self.enc_t = Encoder(*layers, channel, *residual, halvings=1)
+        self.quantize_conv_t = conv(channel, codebook_dim, 1)
+        self.quantize_t, self.quantize_b = (
+            ColumnVectorQuantizer(codebook_size, codebook_dim, decay=decay)
+            if quantizer is None
+            else create_quantizer(quantizer, codebook_size, codebook_dim)
+            for _ in range(2)
+        )
+        self.dec_t = Decoder(*layers, codebook_dim, codebook_dim, *residual, doublings=1)
+        self.quantize_conv_b = conv(codebook_dim + channel, codebook_dim, 1)
+        self.upsample_t = double(*layers, codebook_dim, codebook_dim)
+        self.dec = Decoder(*layers, 2 * codebook_dim, in_channel, *residual, doublings=2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Reconstructs pictures from codes.
 
         Args:
@@ -148,7 +208,8 @@ class VQVAE(nn.Module):
 
         Returns:
             The reconstruction, shape of `x`; how far vectors are from their codes, the mean squares of both levels summed: a
-            tensor of shape (1,) in float32; how many codes are in use (perplexity) of the top and of the bottom level, scalars.
+            tensor of shape (1,) in float32; how many codes are in use (perplexity) of the top and of the bottom level, and the
+            share of them that is used at all of the top and of the bottom level, scalars.
 
         Raises:
             ValueError: H or W is no multiple of 8.
@@ -156,7 +217,7 @@ class VQVAE(nn.Module):
         levels = self.encode(x)
         found = self.decode(levels.top.vectors, levels.bottom.vectors)
         loss = (levels.top.loss + levels.bottom.loss)[None]
-        return found, loss, levels.top.perplexity, levels.bottom.perplexity
+        return found, loss, levels.top.perplexity, levels.bottom.perplexity, levels.top.usage, levels.bottom.usage
 
     def encode(self, x: Tensor) -> Levels:
         """Codes of pictures: 8 times smaller at the top level, 4 times at the bottom. Arguments and errors as of `forward`."""
@@ -165,17 +226,19 @@ class VQVAE(nn.Module):
                 raise ValueError(f"a side of {side} is no multiple of {FACTOR}, by which the VQ-VAE makes its input smaller")
         if self.adds_axis:
             x = x[:, None]
-        again = self.checkpointing and self.training
-        bottom = recompute(self.enc_b, x, when=again)
-        top = self.quantize_t(self.quantize_conv_t(recompute(self.enc_t, bottom, when=again)))
-        expected = recompute(self.dec_t, top.vectors, when=again)
+        bottom = self._recompute(self.enc_b, x)
+        top = self.quantize_t(self.quantize_conv_t(self._recompute(self.enc_t, bottom)))
+        expected = self._recompute(self.dec_t, top.vectors)
         return Levels(top, self.quantize_b(self.quantize_conv_b(torch.cat((expected, bottom), dim=1))))
 
     def decode(self, top: Tensor, bottom: Tensor) -> Tensor:
         """Pictures of codes (B, codebook_dim, H / 8, W / 8) and (B, codebook_dim, H / 4, W / 4)."""
         codes = torch.cat((self.upsample_t(top), bottom), dim=1)
-        found = recompute(self.dec, codes, when=self.checkpointing and self.training)
+        found = self._recompute(self.dec, codes)
         return found[:, 0] if self.adds_axis else found
+
+    def _recompute(self, part: nn.Module, x: Tensor) -> Tensor:
+        return recompute(part, x, when=self.checkpointing and self.training, random=self.random)
 
     def from_indices(self, top: Tensor, bottom: Tensor) -> Tensor:
         """Pictures of which codes, (B, H / 8, W / 8) and (B, H / 4, W / 4), int64."""
@@ -200,6 +263,9 @@ class AudioVQVAE(VQVAE):
         codebook_dim: channels of codes.
         codebook_size: codes of each level.
         decay: of the averages that codes follow.
+        quantizer: of each level, in place of the published network's.
+        resampling: how sizes are halved and doubled. transposed: by strided and transposed convolutions, 4 wide, as published.
+            nearest: by strided convolutions, and ones behind nearest neighbours, 5 wide; DL-Art-School's, for switched ones.
 
     Raises:
         ValueError: `in_channel` is 0 or below -1.

@@ -32,6 +32,7 @@ COMMANDS = {
     "export": "write a network in another form: onnx",
     "release": "make a run ready for others: weights that say what they are, a page, a sheet",
     "interpolate": "write the network between two of the same architecture",
+    "latent": "pictures in the latent space of a flow: encode, decode, restore, transfer, interpolate, sweep",
     "statistics": "measure a set of pictures once, for metrics to compare with",
     "ema": "make an average of any width from the snapshots of a run",
     "check": "list what is wrong with a YAML file",
@@ -39,6 +40,7 @@ COMMANDS = {
     "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview, speech",
     "list": "list what is registered, or the options of one name",
     "replay": "run the step of a crash bundle again and say what goes wrong",
+    "convert": "change trained networks: switch, unswitch",
     "convert-config": "convert an option file of BasicSR or traiNNer-redux",
     "reference": "write the reference pages and the JSON schema of option files",
 }

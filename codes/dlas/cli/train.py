@@ -17,14 +17,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: go on from the newest complete checkpoint of the run, if there is one; never: set an older run aside",
     )
+    parser.add_argument(
+        "--launcher",
+        choices=("auto", "none", "pytorch", "slurm"),
+        default="auto",
+        help="what started the processes of this run: torchrun (pytorch), srun (slurm), nothing (none); auto finds out",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains."""
     config = load(arguments.opt, arguments.set)
+    from dlas.engine.distributed.launch import joined
     from dlas.engine.trainer import Trainer
     from dlas.observe.console import start_console
 
-    start_console()
-    result = Trainer(config, resume=arguments.resume, source=arguments.opt).run()
+    with joined(config, arguments.launcher) as ranks:
+        start_console(ranks.rank)
+        result = Trainer(config, resume=arguments.resume, source=arguments.opt).run()
     return 128 + result.stopped_by if result.stopped_by is not None else 0

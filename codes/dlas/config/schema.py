@@ -18,13 +18,23 @@ from dlas.registry import (
     INJECTORS,
     LOSSES,
     PROCESSES,
+    QUANTIZERS,
     SAMPLERS,
     SCHEDULES,
     TIMES,
     WEIGHTINGS,
     Registry,
 )
-from dlas.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from dlas.types import (
+    FlowAffineOptions,
+    FlowBlocksOptions,
+    FlowSplitOptions,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 MetricName: TypeAlias = str
 """Name of a registered metric."""
@@ -104,6 +114,46 @@ class SourceConfig(Component):
 
 
 @dataclass(kw_only=True)
+class FreezeConfig(Section):
+    """Parameters of a network that are not trained for part of the run; their optimiser passes them over."""
+
+    match: str = req("regular expression that is found in the names of these parameters: `^RRDB\\.`")
+    after: NonNegativeInt = opt(0, "frozen from this iteration on")
+    before: NonNegativeInt | None = opt(None, "frozen before this iteration; without it, to the end")
+
+
+@dataclass(kw_only=True)
+class SwitchedConfig(Section):
+    """Which convolutions of a network have several kernels, of which one acts at each place, and how it is chosen."""
+
+    layers: list[str] = req(
+        "names of convolutions, as the names of weights have them without `.weight`; `*` stands for a part of a name between "
+        "dots, `**` for any number of parts, `?` for a letter"
+    )
+    breadth: PositiveInt = opt(8, "kernels of each")
+    hard: bool = opt(True, "one kernel at each place; false: a mixture of all")
+    bias: Literal["shared", "each"] = opt("shared", "one for all kernels, or one for each")
+    selector: Literal["coupler", "lambda", "lambda2", "mapping", "shared"] = opt(
+        "coupler",
+        "what chooses, from a layer's input: a 1x1 convolution; one or two lambda layers, which see all of a picture; two 5x5 "
+        "convolutions, the form of 2020; shared: two such ones for all layers together",
+    )
+    source: str | None = opt(None, "name of the convolution whose output a shared selector looks at; it runs before the others")
+    router: Literal["largest", "noisy"] = opt(
+        "largest", "what wins: the largest share, or that under learned noise, which goes with `norm: null` and `switch_load`"
+    )
+    norm: Literal["sum_to_one", "rescaled"] | None = opt(
+        "sum_to_one", "divides shares by how much each kernel was used lately; how they are normalised after it"
+    )
+    norm_window: PositiveInt = opt(256, "training passes that count for it, and after which it begins")
+    dropout: Fraction = opt(0.4, "probability with which a kernel is out of a picture's choice in training")
+    dropout_form: Literal["zero", "exclude"] = opt(
+        "zero", "zero: a kernel that is out has the logit 0, as published, and may still win; exclude: it cannot"
+    )
+    temperature: PositiveFloat = opt(1.0, "divides the logits; the injector `switched_generator` can change it")
+
+
+@dataclass(kw_only=True)
 class NetworkConfig(Component):
     """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
 
@@ -114,6 +164,19 @@ class NetworkConfig(Component):
     which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
     type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
     trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
+    freeze: dict[str, FreezeConfig] = opt({}, "parts of it that are not trained for part of the run, by any names")
+    switched: SwitchedConfig | None = opt(None, "puts switched convolutions in the place of plain ones, any network's")
+
+
+@dataclass(kw_only=True)
+class SubnetConfig(Component):
+    """The network that another one is made of."""
+
+    REGISTRY: ClassVar[Registry] = ARCHS
+    NAME_KEYS: ClassVar[tuple[str, ...]] = ("which_model", "which_model_G", "which_model_D")
+    NESTED: ClassVar[tuple[str, ...]] = ("kwargs", "args")
+
+    which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
 
 
 @dataclass(kw_only=True)
@@ -199,6 +262,15 @@ class SamplerConfig(Component):
 
 
 @dataclass(kw_only=True)
+class QuantizerConfig(Component):
+    """What replaces vectors by codes."""
+
+    REGISTRY: ClassVar[Registry] = QUANTIZERS
+
+    type: str = req("registered quantizer")
+
+
+@dataclass(kw_only=True)
 class BetaScheduleConfig(Section):
     """A diffusion's noise by timestep, as DL-Art-School's files tell it."""
 
@@ -217,6 +289,49 @@ class DiffusionArgsConfig(Section):
     conditioning_free: bool = opt(False, "when sampling, lean away from what the network sees without its condition")
     conditioning_free_k: float = opt(1.0, "how far: (1 + k) with - k without")
     ramp_conditioning_free: bool = opt(True, "k grows from 0 at the noisiest timestep")
+
+
+@dataclass(kw_only=True)
+class FlowSplitConfig(Section):
+    """How channels are taken away between the levels of a flow."""
+
+    enable: bool = opt(True, "whether they are")
+    type: Literal["Split2d"] = opt("Split2d", "with mean and deviation that follow from what stays")
+    consume_ratio: Fraction = opt(0.5, "share of the channels that is taken away")
+    logs_eps: Literal[0] = opt(0, "added to logarithms of deviations")
+    correct_splits: bool = opt(False, "also before the last level, which the published networks leave out")
+
+
+@dataclass(kw_only=True)
+class FlowBlocksConfig(Section):
+    """Which blocks of the encoder are part of a flow's condition."""
+
+    blocks: list[NonNegativeInt] = opt([1, 8, 15, 22], "RRDBs, counted from 0, whose results are")
+    concat: Literal[True] = opt(True, "beside each other")
+
+
+@dataclass(kw_only=True)
+class FlowAffineConfig(Section):
+    """The affine maps of a flow."""
+
+    hidden_channels: PositiveInt = opt(64, "width of the small networks within them")
+    eps: PositiveFloat = opt(1e-4, "least scale")
+
+
+@dataclass(kw_only=True)
+class FlowConfig(Section):
+    """The shape of SRFlow's flow, in the words of its authors' files; where one value is allowed, that one is built."""
+
+    K: PositiveInt | None = opt(None, "the network's option of this name, which may be repeated here")
+    L: PositiveInt | None = opt(None, "times that the picture's sides are halved; log2 of the enlargement, and one, by default")
+    additionalFlowNoAffine: NonNegativeInt = opt(2, "steps without affine maps at the beginning of each level")  # noqa: N815
+    coupling: Literal["CondAffineSeparatedAndCond"] = opt("CondAffineSeparatedAndCond", "affine maps of the steps")
+    flow_permutation: Literal["invconv"] = opt("invconv", "how channels are mixed in a step: by a 1x1 convolution")
+    fea_up0: Literal[True] = opt(True, "the encoder's features at half of their size are the condition of a level")
+    gaussian_loss_weight: Literal[1] = opt(1, "of what the splits take away, in the likelihood")
+    split: FlowSplitOptions | None = opt(None, "how channels are taken away between levels")
+    stackRRDB: FlowBlocksOptions | None = opt(None, "which blocks of the encoder are part of every condition")  # noqa: N815
+    CondAffineSeparatedAndCond: FlowAffineOptions | None = opt(None, "the affine maps")
 
 
 @dataclass(kw_only=True)
@@ -295,6 +410,9 @@ class EmaConfig(Section):
         None,
         "power-function average of this relative width in place of `rate`: spans the same share of the run at all times "
         "(0.05: a short one; 0.25: nearly all of it)",
+    )
+    half_life: PositiveFloat | None = opt(
+        None, "in place of `rate`: training samples after which half of the old average is left (StyleGAN2: 10000)"
     )
     start: NonNegativeInt = opt(0, "before this iteration the average is the weights themselves: for one of a run's end only")
     post_hoc: PostHocEmaConfig | None = opt(None, "snapshots, of which `dlas ema` makes an average of any width after training")
@@ -418,7 +536,7 @@ class LoggerConfig(Section):
     print_freq: PositiveInt = opt(100, "iterations between log lines")
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
-    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals")
+    visuals: list[str] = opt([], "state keys whose pictures are written to <run>/visuals and TensorBoard")
     audio: dict[str, PositiveInt] = opt(
         {},
         "state keys of sound, (B, N) or (B, 1, N), with their rates in Hz; the first of a batch is written beside the pictures",
@@ -448,6 +566,22 @@ class CheckpointsConfig(Section):
     keep_best: KeepBestConfig | None = opt(None, "save what validates best, keep it, and name it in checkpoints/best")
     retry_for: NonNegativeFloat = opt(600.0, "seconds for which a disk that fails is tried again before the run stops")
     retry_pause: PositiveFloat = opt(2.0, "seconds before the first of these tries; doubled after each, up to a minute")
+
+
+@dataclass(kw_only=True)
+class DistributedConfig(Section):
+    """Training in several processes: `torchrun --nproc_per_node=N train.py -opt FILE`, one process for each GPU."""
+
+    strategy: Literal["none", "ddp", "fsdp"] | None = opt(
+        None,
+        "ddp: each process holds everything and takes its part of the batch (default with several processes); fsdp: weights, "
+        "gradients, optimiser states and averages are cut up among them, too; none: refuses to be started as several",
+    )
+    gpu_ids: list[NonNegativeInt] = opt([], "GPUs that the processes of a machine take, in order; all of them by default")
+    timeout: PositiveFloat = opt(1800.0, "seconds that a process waits for the others before the run ends")
+    sync_batchnorm: bool = opt(False, "batch normalisation over the batch of all processes (GPUs only)")
+    bucket_mb: PositiveFloat = opt(25.0, "ddp: gradients travel in pieces of this size while the backward pass goes on")
+    gather_dtype: Literal["fp32", "bf16"] = opt("fp32", "fsdp: type of numbers in which weights travel and are computed with")
 
 
 @dataclass(kw_only=True)
@@ -489,6 +623,7 @@ class Config(Section):
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"doc": "logs"})
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata={"doc": "writing and keeping"})
     path: PathConfig = field(default_factory=PathConfig, metadata={"doc": "files and folders"})
+    distributed: DistributedConfig = field(default_factory=DistributedConfig, metadata={"doc": "several processes"})
 
     notices: list[Problem] = field(default_factory=list, repr=False, metadata={"internal": True})
 
@@ -520,9 +655,9 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig, BalanceConfig, StepConfig,
-        PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig,
-        KeepBestConfig, CheckpointsConfig, PathConfig, Config,
+        DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
+        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig,
+        EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip
 
@@ -532,7 +667,13 @@ NESTED: dict[str, type[Section]] = {
     "TimesOptions": TimesConfig,
     "WeightingOptions": WeightingConfig,
     "SamplerOptions": SamplerConfig,
+    "QuantizerOptions": QuantizerConfig,
     "DatasetOptions": SourceConfig,
+    "NetworkOptions": SubnetConfig,
+    "FlowOptions": FlowConfig,
+    "FlowSplitOptions": FlowSplitConfig,
+    "FlowBlocksOptions": FlowBlocksConfig,
+    "FlowAffineOptions": FlowAffineConfig,
     "BetaScheduleOptions": BetaScheduleConfig,
     "DiffusionArgsOptions": DiffusionArgsConfig,
 }

@@ -97,6 +97,9 @@ class Dataset:
     provides: tuple[str, ...] = ()
     """The keys of a sample, as a literal in each registered class: the checker reads them from the source text."""
 
+    passes_on: str = ""
+    """Name of the option with another data set whose keys the samples have, too; read likewise."""
+
     on_bad_file: Literal["error", "skip"] = "error"
 
     @classmethod

@@ -150,7 +150,9 @@ def build_loader(
     return Loader(fetched, crew, crew.files, bad_files)
 
 
-def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None, batch_size: int = 1) -> Iterator[Batch]:
+def evaluation_items(
+    dataset: Dataset, bad_files: dict[str, str] | None = None, batch_size: int = 1, share: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
     """Every sample once, in batches of samples that are alike in their keys, shapes and types; the same on every call.
 
     With `batch_size` 1 they come in the dataset's own order. Samples that wait for their like are at most four batches.
@@ -160,6 +162,7 @@ def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None, 
         bad_files: under `on_bad_file: skip`, takes the unusable files and why. They are left out, not replaced: a replacement
             would count twice in a metric.
         batch_size: most samples of a batch.
+        share: (r, n): only the r-th of n contiguous parts of the set, as even as can be.
 
     Raises:
         BadSample: a file is unusable and `on_bad_file` is `error`.
@@ -168,7 +171,9 @@ def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None, 
     bad: dict[str, str] = {} if bad_files is None else bad_files
     waiting: dict[tuple[Any, ...], list[tuple[int, Sample]]] = {}
     found = 0
-    for index in range(len(dataset)):
+    part, parts = share
+    indices = range(part * len(dataset) // parts, (part + 1) * len(dataset) // parts)
+    for index in indices:
         try:
             sample = _read(dataset, Request(index, position=index, seed=0))
         except BadSample as error:
@@ -185,7 +190,7 @@ def evaluation_items(dataset: Dataset, bad_files: dict[str, str] | None = None, 
             yield _evaluation_batch(dataset, waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
     for samples in waiting.values():
         yield _evaluation_batch(dataset, samples)
-    if found == 0:
+    if found == 0 and (indices or parts == 1):
         raise DataError(_all_bad(dataset, bad))
 
 

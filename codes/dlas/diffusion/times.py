@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlas.diffusion.processes import Process
 from dlas.errors import ConfigurationError
+from dlas.ranks import gather
 from dlas.registry import TIMES
 from dlas.types import NonNegativeFloat, PositiveFloat, PositiveInt, TimesOptions
 
@@ -189,7 +190,8 @@ def _normal(uniform: Tensor) -> Tensor:
 class Observations:
     """Keeps what an iteration's micro-batches tell of losses, and gives it to the distribution when the next one begins.
 
-    So times do not depend on how a batch is cut, and micro-batches that are tried again, smaller, count once.
+    So times do not depend on how a batch is cut or spread over processes, and micro-batches that are tried again, smaller,
+    count once. All processes must settle together.
 
     Args:
         times: the distribution that follows the losses.
@@ -211,7 +213,7 @@ class Observations:
         """Gives the distribution what belongs to other iterations than `step`; without one, everything."""
         if self._waiting and step != self._step:
             _, times, losses = zip(*self._waiting, strict=True)
-            self.times.observe(torch.cat(times), torch.cat(losses))
+            self.times.observe(gather(torch.cat(times)), gather(torch.cat(losses)))
             self._waiting = []
         self._step = -1 if step is None else step
 

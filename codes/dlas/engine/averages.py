@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlas.config.schema import EmaConfig
 from dlas.data.images.files import write_whole
+from dlas.engine.distributed import Strategy
 from dlas.engine.ema import ModelEma
 from dlas.engine.ema_profiles import Profile, constant, from_step, power, warmed_up
 from dlas.engine.precision import DTYPES
@@ -18,11 +19,12 @@ from dlas.engine.precision import DTYPES
 SNAPSHOTS = "ema_snapshots"
 
 
-def profile_of(section: EmaConfig) -> Profile:
-    """How the average that is evaluated weighs the run."""
+def profile_of(section: EmaConfig, batch_size: int) -> Profile:
+    """How the average that is evaluated weighs the run, of steps of `batch_size` samples."""
     if section.width is not None:
         return from_step(power(section.width), section.start)
-    return from_step((warmed_up if section.warmup else constant)(section.rate), section.start)
+    rate = section.rate if section.half_life is None else 0.5 ** (batch_size / section.half_life)
+    return from_step((warmed_up if section.warmup else constant)(rate), section.start)
 
 
 class Averages:
@@ -31,19 +33,20 @@ class Averages:
     Args:
         section: `train.ema`.
         networks: the trained networks by name.
+        batch_size: samples of a step.
 
     Attributes:
         main: by network, what is evaluated.
         tracks: by network and width, with `train.ema.post_hoc`.
     """
 
-    def __init__(self, section: EmaConfig, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, section: EmaConfig, networks: Mapping[str, nn.Module], batch_size: int = 1) -> None:
         self.section = section.post_hoc if section.enabled else None
         self.main: dict[str, ModelEma] = {}
         self.tracks: dict[tuple[str, float], ModelEma] = {}
         if not section.enabled:
             return
-        self.main = {name: ModelEma(network, rate=profile_of(section)) for name, network in networks.items()}
+        self.main = {name: ModelEma(network, rate=profile_of(section, batch_size)) for name, network in networks.items()}
         for width in self.section.widths if self.section is not None else []:
             for name, network in networks.items():
                 self.tracks[name, width] = ModelEma(network, rate=power(width))
@@ -80,14 +83,20 @@ class Averages:
         """Whether a snapshot is to be written after this many steps."""
         return self.section is not None and step % self.section.every == 0
 
-    def write_snapshot(self, folder: Path, step: int) -> None:
-        """Writes <folder>/ema_snapshots/<step>/<network>.<width>.safetensors, each complete or not at all."""
+    def write_snapshot(self, folder: Path, step: int, strategy: Strategy) -> None:
+        """Writes <folder>/ema_snapshots/<step>/<network>.<width>.safetensors, each complete or not at all.
+
+        All processes must take part; the first one writes.
+        """
         assert self.section is not None
         dtype = DTYPES[self.section.dtype]
         for (name, width), ema in self.tracks.items():
+            state = strategy.gathered(ema.state_dict())
+            if not strategy.ranks.main:
+                continue
             tensors = {
                 key: (value.to("cpu", dtype) if value.is_floating_point() else value.cpu()).contiguous()
-                for key, value in ema.state_dict().items()
+                for key, value in state.items()
                 if isinstance(value, Tensor)
             }
             write_whole(folder / SNAPSHOTS / str(step) / f"{name}.{width:g}.safetensors", save(tensors))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlas.config.schema import BalanceConfig
+from dlas.engine.distributed import Ranks
 from dlas.engine.meter import Meter
 from dlas.errors import ConfigurationError, TrainingError
 
@@ -51,6 +52,7 @@ class Balancer:
             raise ConfigurationError(f"steps.{step}.balance.exclude: the step has no loss '{unknown[0]}'")
         self.config = config
         self.step = step
+        self.ranks = Ranks.current()
         self.norms: dict[str, Tensor] = {}
         """By loss: the decayed sums of norms and of ones, (2,), float32."""
 
@@ -81,6 +83,7 @@ class Balancer:
             norm = self._norm(each.value, anchor, scale)
             if norm is not None:
                 norms[each.name] = norm
+        norms = self._over_ranks(norms)
         sum_of_weights = sum(each.weight for each in balanced if each.name in norms)
         factors: dict[str, Tensor] = {}
         for each in balanced:
@@ -99,6 +102,12 @@ class Balancer:
         # The loss is a mean over samples: times their number, a row is the gradient of that sample's own loss.
         norm = gradient.detach().float().flatten(1).norm(dim=1).mean() * len(gradient)
         return norm if scale is None else norm / scale
+
+    def _over_ranks(self, norms: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not norms or not self.ranks.many:
+            return norms
+        means = self.ranks.mean_(torch.stack(list(norms.values())))
+        return dict(zip(norms, means.unbind(), strict=True))
 
     def _average(self, name: str, norm: Tensor, share: float) -> Tensor:
         decay = self.config.decay**share

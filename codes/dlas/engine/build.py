@@ -10,7 +10,7 @@ from dlas.config import Config
 from dlas.data.base import Dataset, create_dataset
 from dlas.engine.device import memory_format
 from dlas.engine.fitting import load_weights
-from dlas.engine.options import with_scale
+from dlas.engine.options import building_options, with_scale
 from dlas.engine.out_of_memory import explained
 from dlas.errors import ConfigurationError
 from dlas.interop.state_dicts import read_state_dict
@@ -33,7 +33,7 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
             )
     networks = {}
     for name, section in config.networks.items():
-        options = {"which_model": section.which_model, **with_scale(section, config.scale)}
+        options = {"which_model": section.which_model, **building_options(section, config.scale)}
         try:
             with explained(f"building network '{name}' ({section.which_model})", _TOO_LARGE):
                 network = create_network(options, name=name)
@@ -48,6 +48,13 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
                     "%s: %d entries of %s do not fit and were left out: %s", name, len(skipped), file, ", ".join(skipped[:5])
                 )
         if config.checkpointing_enabled and hasattr(network, "checkpointing"):
+            switched = section.switched
+            if switched is not None and (switched.dropout or switched.router == "noisy" or switched.selector == "shared"):
+                raise ConfigurationError(
+                    f"{section.mark}: networks.{name}.switched draws random numbers (dropout, or a noisy router) or shares a "
+                    "selector, which activations that checkpointing_enabled computes again do not have: write 'dropout: 0', "
+                    "'router: largest' and another selector, or 'checkpointing_enabled: false'"
+                )
             network.checkpointing = True  # type: ignore[assignment]  # nn.Module's attributes are typed as tensors
         if not section.trainable:
             network.requires_grad_(False)

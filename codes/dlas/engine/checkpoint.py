@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dlas.engine.distributed.tensors import cut_like
 from dlas.engine.host_copy import METER, OPTIMIZERS, STATE, HostCopy, Snapshot, pack, unpack
 from dlas.errors import CheckpointError
 from dlas.observe import disk
@@ -332,8 +333,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         ) from error
     for group, values in zip(optimizer.param_groups, configured, strict=True):
         group.update(values)
-    # Files hold contiguous tensors; moments must lie in memory as their parameter does, or fused kernels take another path.
+    # Files hold whole, contiguous tensors; moments must be cut up and lie in memory as their parameter is and does.
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[key] = value = cut_like(parameter, value)
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -34,6 +34,7 @@ from dlas.config import Config, to_plain
 from dlas.context import Context
 from dlas.engine import checkpoint
 from dlas.engine.diagnosis import Diagnosis, diagnose
+from dlas.engine.distributed import Single, Strategy
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import is_out_of_memory
 from dlas.engine.step import TrainingStep
@@ -55,13 +56,18 @@ class CrashReporter:
     Args:
         config: of the run.
         folder: of the run.
+        strategy: how the run is spread over processes; a single one by default. Each process writes bundles of what it has met,
+            into crashes/rank<r> if it is not the first; none does where a process does not hold all weights. Networks may wait
+            for each other's processes in a forward pass, so several leave the diagnosis to `dlas replay`.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, strategy: Strategy | None = None) -> None:
         assert config.train is not None, "only training crashes so"
+        strategy = strategy or Single()
         self.config = config
-        self.folder = folder / "crashes"
-        self.count = config.train.crash_bundles.count
+        self.folder = folder / "crashes" / ("" if strategy.ranks.main else f"rank{strategy.ranks.rank}")
+        self.count = config.train.crash_bundles.count if strategy.whole else 0
+        self.diagnoses = not strategy.ranks.many
         self.max_mb = config.train.crash_bundles.max_mb
         self._told = False
 
@@ -74,14 +80,16 @@ class CrashReporter:
             contexts: theirs.
 
         Returns:
-            The diagnosis. None where it failed, and beyond the number of bundles that a run may have: a diagnosis takes long.
+            The diagnosis. None where it failed, where several processes train, and beyond the number of bundles that a run may
+            have: a diagnosis takes long.
         """
         if self._is_full():
             return None
         diagnosis = None
         try:
-            diagnosis = diagnose(step, parts, contexts, written_before(self.config, step.name))
-            LOGGER.warning("%s", diagnosis.text())
+            if self.diagnoses:
+                diagnosis = diagnose(step, parts, contexts, written_before(self.config, step.name))
+                LOGGER.warning("%s", diagnosis.text())
         except Exception as error:
             LOGGER.warning("the step that went wrong cannot be diagnosed: %s: %s", type(error).__name__, error)
         self._write(step, parts, contexts, diagnosis, None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dlas.engine.distributed.tensors import cut_like
 from dlas.engine.ema_profiles import Profile, constant
 from dlas.errors import CheckpointError
 
@@ -91,6 +92,12 @@ class ModelEma:
             torch._foreach_lerp_(averaged, live, 1 - rate)
         _assign(copied, copied_live)
 
+    def restart(self, tensors: Iterable[Tensor]) -> None:
+        """Forgets what these of the network's parameters and buffers were before: their averages become what they are now."""
+        averages = self._by_tensor()
+        known = [tensor for tensor in tensors if id(tensor) in averages]
+        _assign([averages[id(tensor)] for tensor in known], known)
+
     @contextlib.contextmanager
     def swap_into(self, network: nn.Module) -> Iterator[None]:
         """Within the context the network has the averaged weights; afterwards, also after an exception, its own bits again.
@@ -154,7 +161,7 @@ class ModelEma:
                 "they belong to a network with other options"
             )
         for name, target in targets.items():
-            target.copy_(state[name])
+            target.copy_(cut_like(target, state[name]))
 
     def _by_tensor(self) -> dict[int, Tensor]:
         # By identity and not by name: a network may give its entries other names in its state dict.

@@ -17,6 +17,7 @@ from dlas.context import Context
 from dlas.data.base import Dataset
 from dlas.data.loader import evaluation_items
 from dlas.engine.device import memory_format
+from dlas.engine.distributed import Ranks
 from dlas.engine.ema import ModelEma
 from dlas.engine.figures import Figures, Scorer
 from dlas.engine.microbatch import to_device
@@ -155,10 +156,16 @@ class Evaluator:
         networks: networks by name, on the device, with their own weights.
         emas: averages by network; used as `eval.weights` says.
         device: the device.
+        ranks: the processes that share the pictures; by default each evaluates all.
     """
 
     def __init__(
-        self, config: Config, networks: Mapping[str, nn.Module], emas: Mapping[str, ModelEma], device: torch.device
+        self,
+        config: Config,
+        networks: Mapping[str, nn.Module],
+        emas: Mapping[str, ModelEma],
+        device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.section = config.eval
@@ -166,6 +173,7 @@ class Evaluator:
         self.emas = emas
         self.precision = Precision(self.section.precision or config.precision, device)
         self.device = device
+        self.ranks = ranks or Ranks()
         self.layout = memory_format(config.memory_format)
         self.injectors = build_injectors(config.evaluation_injectors())
         self.crop = config.scale if self.section.crop_border is None else self.section.crop_border
@@ -194,10 +202,11 @@ class Evaluator:
         figures = Figures()
         baseline = Scorer(self._metrics(True), f"{self.section.baseline}_") if id(dataset) not in self._baselines else None
         for prefix, emas in self._weights():
-            scorer = Scorer(self._metrics(True), prefix, self.section.values)
+            scorer = Scorer(self._metrics(True), prefix, self.section.values, self.device)
             waiting: Batch | None = None
             with self._evaluation_state(emas), torch.no_grad():
-                for item in evaluation_items(dataset, bad_files, self.section.batch_size):
+                share = self.ranks.rank, self.ranks.world_size
+                for item in evaluation_items(dataset, bad_files, self.section.batch_size, share):
                     with explained(self._words(item), _TOO_LARGE):
                         batch = self._batch(item, step)
                         pictures = batch.output, batch.target, batch.source
@@ -207,9 +216,9 @@ class Evaluator:
                     _show_all(waiting, prefix, show)
                     waiting = batch
                 _show_all(waiting, prefix, show)
-            figures.add(scorer.read())
+            figures.add(scorer.read(self.ranks))
             if baseline is not None:
-                self._baselines[id(dataset)] = baseline.read()
+                self._baselines[id(dataset)] = baseline.read(self.ranks)
                 baseline = None
         if figures.means:
             figures.add(self._baselines[id(dataset)])

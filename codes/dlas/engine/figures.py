@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dlas.engine.distributed import Ranks
 from dlas.errors import TrainingError
 from dlas.metrics import Average, Metric
 from dlas.observe.console import LOGGER
@@ -63,12 +64,19 @@ class Scorer:
         metrics: by name.
         prefix: stands before the names of the figures.
         values: names of numbers that samples have already.
+        device: where these are.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric], prefix: str = "", values: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        prefix: str = "",
+        values: Iterable[str] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.metrics = metrics
         self.prefix = prefix
-        self.averages = {name: Average() for name in values}
+        self.averages = {name: Average(device) for name in values}
         self._seen: list[tuple[int, str]] = []
         self._values: dict[str, list[tuple[list[str], Tensor]]] = {name: [] for name in (*metrics, *self.averages)}
         self._measured: set[str] = set()
@@ -110,22 +118,45 @@ class Scorer:
                 self._values[metric_name].append((list(names), found.reshape(-1)))
         for name, average in self.averages.items() if values else ():
             assert values is not None
-            average.totals = average.totals.to(values[name].device)
             average.update(values[name])
             self._measured.add(name)
             self._values[name].append((list(names), values[name].detach().double()))
 
-    def read(self) -> Figures:
-        """All figures; waits for the device once for each metric."""
-        figures = Figures(pictures={name: {} for _, name in sorted(self._seen)})
+    def read(self, ranks: Ranks | None = None) -> Figures:
+        """All figures; waits for the device once for each metric.
+
+        Args:
+            ranks: the processes that share the set; each has all figures then. All must read together.
+        """
+        shares = (ranks or Ranks()).gather(self._own())
+        measured = {name for share in shares for name in share.measured}
+        figures = Figures(pictures={name: {} for _, name in sorted(each for share in shares for each in share.seen)})
         measures: dict[str, Metric | Average] = {**self.metrics, **self.averages}
         for name, measure in measures.items():
-            if name not in self._measured:
+            if name not in measured:
                 continue
+            if len(shares) > 1:
+                measure.synchronize()
             figures.means[self.prefix + name] = float(measure.compute())
-            chunks = self._values[name]
-            pictures = [picture for names, _ in chunks for picture in names]
-            numbers = torch.cat([values for _, values in chunks]).tolist() if chunks else []
-            for picture, number in zip(pictures, numbers, strict=True):
-                figures.pictures[picture][self.prefix + name] = number
+            for share in shares:
+                for picture, number in share.values[name]:
+                    figures.pictures[picture][self.prefix + name] = number
         return figures
+
+    def _own(self) -> _Share:
+        """What this process has measured."""
+        values = {}
+        for name, chunks in self._values.items():
+            pictures = [picture for names, _ in chunks for picture in names]
+            numbers = torch.cat([found for _, found in chunks]).tolist() if chunks else []
+            values[name] = list(zip(pictures, numbers, strict=True))
+        return _Share(self._seen, self._measured, values)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Pictures by position and name, the measures that there are of them, and their values by picture."""
+
+    seen: list[tuple[int, str]]
+    measured: set[str]
+    values: dict[str, list[tuple[str, float]]]

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlas.archs import create_network
 from dlas.config import Config
-from dlas.engine.options import with_scale
+from dlas.engine.options import building_options
 from dlas.errors import CheckpointError
 from dlas.interop.mismatch import numbered
 from dlas.interop.state_dicts import fits, load_into, translated
@@ -43,7 +43,7 @@ def load_weights(
         return load_into(network, weights, source=source, strict=strict)
     except CheckpointError as error:
         section = config.networks[name]
-        given = with_scale(section, config.scale)
+        given = building_options(section, config.scale)
         changed = fitting_options(section.which_model, given, network, weights)
         if changed is None:
             raise

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from dlas.engine.distributed import Ranks
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has not all of them
 
 
@@ -55,6 +57,13 @@ class StopRequest:
             yield
         finally:
             self._waiting = False
+
+    def agreed(self, ranks: Ranks) -> bool:
+        """Whether there is a request in any of the processes; from then on there is one in this one, too."""
+        number = ranks.largest(self.signal or 0)
+        if number and self.signal is None:
+            self.signal = signal.Signals(number)
+        return number != 0
 
     def check(self) -> None:
         """Raises `Stopping` if there is a request."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -12,6 +12,9 @@ from torch import nn
 from dlas.context import Context
 from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
+from dlas.engine.distributed import Single, Strategy
+from dlas.engine.first_batch import FirstBatch
+from dlas.engine.freezing import Freeze
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, to_device
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
@@ -37,7 +40,9 @@ class IterationRunner:
         device: where everything runs.
         layout: memory format of images.
         health: watches the steps' updates.
+        strategy: how the run is spread over processes; a single one by default.
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
+        freezes: parameters that are not trained for part of the run.
     """
 
     def __init__(
@@ -51,7 +56,9 @@ class IterationRunner:
         device: torch.device,
         layout: torch.memory_format,
         health: HealthMonitor | None = None,
+        strategy: Strategy | None = None,
         on_error: StepErrorHandler | None = None,
+        freezes: Sequence[Freeze] = (),
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -61,8 +68,13 @@ class IterationRunner:
         self.device = device
         self.layout = layout
         self.health = health
+        self.strategy = strategy or Single()
         self.on_error = on_error
-        self._focus: frozenset[str] | None = None
+        self.freezes = freezes
+        self.first_batch = FirstBatch(networks)
+        trained = [networks[name] for step in steps for name in step.trained]
+        self._changing = [*trained, *(each.loss for step in steps for each in step.losses)]  # modules whose buffers may
+        self._focus: tuple[frozenset[str], list[Freeze]] | None = None
 
     def run(self, batch: dict[str, Any], completed: int, log_gradients: bool = False) -> list[MicroBatch]:
         """One iteration.
@@ -80,16 +92,21 @@ class IterationRunner:
         with explained(f"moving a batch of {len(positions)} samples to {self.device}", TRANSFER_FIX):
             batch = to_device(batch, self.device, self.layout)
         parts = self.cutting.cut(batch, positions)
+        waiting = self.first_batch.waiting(self.networks)
         health = self.health
         if health is not None:
             health.begin()
         for step in self.steps:
             if not step.runs(completed) or (health is not None and health.holds(step, completed)):
                 continue
-            self._focus_on(step)
+            self._focus_on(step, completed)
             parts = self._run_step(step, parts, completed, log_gradients)
+            if step.updates(completed):
+                self._tell_updated(step.trained)
+        self.strategy.share_buffers(self._changing)
         if self.averages is not None:
             self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
+            self.first_batch.restart(self.averages, waiting)
         if health is not None:
             health.finish(completed)
         return parts
@@ -104,6 +121,7 @@ class IterationRunner:
             before = [MicroBatch(dict(part.state), part.share, part.positions) for part in parts]
             try:
                 with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():
+                    self.first_batch.show(step, parts, contexts)
                     step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:
@@ -118,13 +136,23 @@ class IterationRunner:
             parts = self.cutting.halve(parts, shortage, completed)
             release_memory(self.device)
 
-    def _focus_on(self, step: TrainingStep) -> None:
-        """Gradients are recorded only for the networks that the step trains; others are passed through."""
-        focus = frozenset(step.trained)
+    def _tell_updated(self, names: Iterable[str]) -> None:
+        """Networks that keep something in step with their own weights bring it up to date."""
+        for name in names:
+            after_update = getattr(self.networks[name], "after_update", None)
+            if after_update is not None:
+                after_update()
+
+    def _focus_on(self, step: TrainingStep, completed: int) -> None:
+        """Gradients are recorded only for what the step trains in this iteration; the rest is passed through."""
+        focus = frozenset(step.trained), [each for each in self.freezes if each.gate(completed)]
         if focus == self._focus:
             return
         for each in self.steps:
             trains = each is step
             for parameter in each.parameters:
                 parameter.requires_grad_(trains)
+        for freeze in focus[1]:
+            for parameter in freeze.parameters:
+                parameter.requires_grad_(False)
         self._focus = focus

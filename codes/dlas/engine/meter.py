@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dlas.engine.distributed import Ranks
+
 
 class Value(NamedTuple):
     """A figure of one micro-batch, and the share of the batch that it speaks for: a number, or a scalar on the device."""
@@ -21,9 +23,13 @@ class Meter:
     """Collects scalar tensors without waiting for the device; `read` waits once for all of them.
 
     Values count as good unless somebody takes them out (`take`) and does not bring them back (`accept`).
+
+    Args:
+        ranks: the processes over whose values averages are taken. All of them must read, and take states, together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         self._values: list[Value] = []
         self._new: list[Value] = []
 
@@ -55,8 +61,14 @@ class Meter:
         return self.means(values)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was added since the last `read`, for a checkpoint; empty if nothing was. Does not wait for the device."""
+        """All that was added since the last `read`, for a checkpoint; empty if nothing was.
+
+        Does not wait for the device, unless there are several processes: it is that of all of them then.
+        """
         values = [*self._values, *self._new]
+        if self.ranks.many:
+            own = [(name, value.cpu(), w.cpu() if isinstance(w, Tensor) else w) for name, value, w in values]
+            values = [Value(*each) for others in self.ranks.gather(own) for each in others]
         if not values:
             return {}
         numbers = [None if isinstance(each.weight, Tensor) else each.weight for each in values]
@@ -64,7 +76,9 @@ class Meter:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from a `state_dict`: the next `read` gives the bits that it would have given there."""
-        self._new = []
+        self._new, self._values = [], []
+        if not self.ranks.main:  # the first process has the values of all
+            return
         names, numbers = state.get("names", []), state.get("weights", [])
         flat = state["values"].to(device).unbind() if state else ()
         weights = iter(flat[len(names) :])
@@ -73,20 +87,24 @@ class Meter:
             for name, value, number in zip(names, flat[: len(names)], numbers, strict=True)
         ]
 
-    @staticmethod
-    def means(values: list[Value]) -> dict[str, float]:
-        """The weighted mean of each name; waits for the device once."""
-        if not values:
-            return {}
+    def means(self, values: list[Value]) -> dict[str, float]:
+        """The weighted mean of each name over all processes; waits for the device once."""
         sums: dict[str, list[float]] = {}
-        flat = _flat(values).tolist()
-        weights = iter(flat[len(values) :])
-        for each, number in zip(values, flat[: len(values)], strict=True):
-            weight = next(weights) if isinstance(each.weight, Tensor) else each.weight
-            total = sums.setdefault(each.name, [0.0, 0.0])
+        for name, number, weight in (each for own in self.ranks.gather(_read(values)) for each in own):
+            total = sums.setdefault(name, [0.0, 0.0])
             total[0] += number * weight
             total[1] += weight
         return {name: total / weight for name, (total, weight) in sums.items() if weight != 0}
+
+
+def _read(values: list[Value]) -> list[tuple[str, float, float]]:
+    """Name, value and weight as numbers of the host."""
+    flat = _flat(values).tolist() if values else []
+    weights = iter(flat[len(values) :])
+    return [
+        (each.name, number, next(weights) if isinstance(each.weight, Tensor) else each.weight)
+        for each, number in zip(values, flat[: len(values)], strict=True)
+    ]
 
 
 def _flat(values: list[Value]) -> Tensor:

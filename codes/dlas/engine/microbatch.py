@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,30 @@ class MicroBatch:
 def split_batch(batch: dict[str, Any], positions: list[int], parts: int) -> list[MicroBatch]:
     """Cuts a batch along dimension 0 into `parts` pieces whose sizes differ by at most one."""
     return MicroBatch(batch, 1.0, positions).cut(parts)
+
+
+def join(parts: Sequence[MicroBatch]) -> MicroBatch:
+    """The batch that `MicroBatch.cut` has cut into these pieces; what is not one entry a sample is that of the first."""
+    sizes = [len(part.positions) for part in parts]
+    state = {key: _join([part.state[key] for part in parts], sizes) for key in parts[0].state}
+    return MicroBatch(state, sum(part.share for part in parts), [place for part in parts for place in part.positions])
+
+
+def _join(values: list[Any], sizes: list[int]) -> Any:
+    first = values[0]
+    if all(value is first for value in values):
+        return first
+    if isinstance(first, Tensor):
+        cut = all(value.dim() > 0 and len(value) == size for value, size in zip(values, sizes, strict=True))
+        return torch.cat(values) if cut else first
+    if isinstance(first, list) and all(len(value) == size for value, size in zip(values, sizes, strict=True)):
+        return [item for value in values for item in value]
+    if isinstance(first, dict):
+        return {key: _join([value[key] for value in values], sizes) for key in first}
+    if isinstance(first, list) or type(first) is tuple:
+        joined = [_join(list(items), sizes) for items in zip(*values, strict=True)]
+        return joined if isinstance(first, list) else tuple(joined)
+    return first
 
 
 def _cut(value: Any, total: int, start: int, end: int) -> Any:

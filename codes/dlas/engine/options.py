@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlas.config.schema import Component
+from dlas.config.build import to_plain
+from dlas.config.schema import Component, NetworkConfig
 
 
 def with_scale(section: Component, scale: int) -> dict[str, Any]:
     """A component's options, with the file's `scale` for one that takes a scale and is not told."""
     takes_scale = section.REGISTRY.find(section.component).parameter("scale") is not None
     return {"scale": scale, **section.options} if takes_scale else dict(section.options)
+
+
+def building_options(section: NetworkConfig, scale: int) -> dict[str, Any]:
+    """What `create_network` takes, but for the architecture's name; `with_scale` of a network."""
+    options = with_scale(section, scale)
+    return options if section.switched is None else {**options, "switched": to_plain(section.switched)}

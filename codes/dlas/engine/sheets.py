@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlas.config.schema import EvalConfig
+from dlas.engine.distributed import Ranks
 from dlas.engine.evaluate import Evaluated
 from dlas.observe.pictures import grid
 
@@ -35,6 +36,13 @@ class Sheets:
             self._pictures.setdefault(f"{result.prefix}grid", {})[result.position] = result.output[0]
         for key, strip in result.strips.items():
             self._strips.setdefault(f"{result.prefix}{key}", {})[result.position] = strip
+
+    def merge(self, ranks: Ranks) -> None:
+        """Takes in what the sheets of the other processes have."""
+        for pictures, strips in ranks.gather((self._pictures, self._strips)) if ranks.many else ():
+            for own, others in ((self._pictures, pictures), (self._strips, strips)):
+                for name, each in others.items():
+                    own.setdefault(name, {}).update(each)
 
     def draw(self) -> dict[str, Tensor]:
         """The sheets by name, (3, H, W) in [0, 1]: `grid`, and one for each key of `eval.strips`."""

@@ -13,6 +13,8 @@ from dlas.config.schema import InjectorConfig, StepConfig
 from dlas.context import Context
 from dlas.engine.balance import Balancer, Weighted
 from dlas.engine.device import seed_micro_batch
+from dlas.engine.distributed import GradientExchange, NoExchange
+from dlas.engine.distributed.tensors import whole
 from dlas.engine.gate import Gate
 from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
@@ -142,7 +144,8 @@ class TrainingStep:
         self.schedule: Schedule  # set by the trainer, which knows the length of the run
         self.lr_factor = 1.0  # on top of the schedule
         self.guard: UpdateGuard | None = None  # set by the health monitor; without one every update is made
-        self.any_rank: Callable[[bool], bool] = bool  # whether a flag is set on any rank; set where there are several
+        self.exchange: GradientExchange = NoExchange()  # of gradients with other ranks; set where there are several
+        self.any_rank: Callable[[bool], bool] = bool  # whether a flag is set on any rank; likewise
         self.doing = ""  # for messages
 
     def run(self, parts: list[MicroBatch], contexts: list[Context], log_gradients: bool) -> None:
@@ -165,6 +168,8 @@ class TrainingStep:
             if not is_out_of_memory(error):
                 raise
             shortage = StepOutOfMemoryError(self.name, self.doing, reason(error))
+        if self.updates(contexts[0].step):
+            self.exchange.finish()
         # Only here, behind the handler, are the frames gone that hold the activations of the failed attempt.
         if self.any_rank(shortage is not None):
             self.optimizer.zero_grad(set_to_none=True)
@@ -178,6 +183,12 @@ class TrainingStep:
             with explained(f"the optimiser ({type(self.optimizer).__name__}) of step '{self.name}'", UPDATE_FIX):
                 self._update(log_gradients)
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """What its optimiser updates, by `network.path.to.parameter`."""
+        own = {id(parameter) for parameter in self.parameters}
+        named = ((f"{n}.{path}", p) for n in self.trained for path, p in self.networks[n].named_parameters())
+        return {name: parameter for name, parameter in named if id(parameter) in own}
+
     def updates(self, step: int) -> bool:
         """Whether it updates its networks in the iteration after `step` completed ones."""
         return self.runs(step) and self.trains(step) and any(each.gate(step) for each in self.losses)
@@ -186,10 +197,10 @@ class TrainingStep:
         """Forward and backward of all micro-batches: the new entries of each, and whether there are gradients."""
         trains = self.trains(contexts[0].step)
         written, backpropagated = [], False
-        for part, context in zip(parts, contexts, strict=True):
+        for number, (part, context) in enumerate(zip(parts, contexts, strict=True), start=1):
             context.log = self._log
             seed_micro_batch(context, self.name, self.precision.device)
-            with torch.set_grad_enabled(trains):
+            with torch.set_grad_enabled(trains), self.exchange.micro_batch(last=number == len(parts)):
                 entries, has_gradients = self._forward_backward(part, context, trains)
             written.append(entries)
             backpropagated |= has_gradients
@@ -253,7 +264,7 @@ class TrainingStep:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = None
         if self.clip_norm or log_gradients or (guard is not None and guard.wants_norm):
-            norm = nn.utils.get_total_norm(gradients)
+            norm = whole(nn.utils.get_total_norm(gradients))
             if self.clip_norm:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             if self.clip_norm or log_gradients:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import Any, Literal, NoReturn
@@ -15,7 +16,6 @@ from dlas.context import mix_seed
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
-from dlas.engine.agreement import any_rank
 from dlas.engine.averages import Averages
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
@@ -24,9 +24,11 @@ from dlas.engine.clock import Clock
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
+from dlas.engine.distributed.create import create_strategy
 from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
-from dlas.engine.fitting import load_weights
+from dlas.engine.followers import FollowerFolder, FollowerRecorder, FollowerWriter
+from dlas.engine.freezing import freezes
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
@@ -36,13 +38,13 @@ from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.progress import Progress
+from dlas.engine.run_state import RunState
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
-from dlas.engine.step_state import restore_step, step_state
 from dlas.engine.validation import Validation
 from dlas.engine.visuals import Visuals
 from dlas.engine.watchdog import Watchdog
-from dlas.errors import CheckpointError, ConfigurationError, DataError, TrainingError, printable
+from dlas.errors import ConfigurationError, DataError, TrainingError, printable
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
@@ -81,38 +83,44 @@ class Trainer:
         apply_numeric_settings(config)
         seed_everything(mix_seed(config.seed, "weights"), self.device)
         self.precision = Precision(config.precision, self.device)
-        self.folder = RunFolder(Path(config.path.experiments) / config.name)
+        self.strategy = create_strategy(config, self.device)
+        self.ranks = self.strategy.ranks
+        folder = RunFolder if self.ranks.main else FollowerFolder
+        self.folder = folder(Path(config.path.experiments) / config.name)
         self.resume = resume
         self.source = source
         self.datasets = {key: build_dataset(config, key) for key in config.datasets}
         self.batch_size = config.datasets["train"].batch_size
-        if self.batch_size < self.settings.mega_batch_factor:
+        self.share = self.batch_size // self.ranks.world_size  # of this process
+        if self.share < self.settings.mega_batch_factor:
             raise ConfigurationError(
-                f"a batch of {self.batch_size} cannot be cut into {self.settings.mega_batch_factor} micro-batches; "
+                f"a batch of {self.share} cannot be cut into {self.settings.mega_batch_factor} micro-batches; "
                 "raise datasets.train.batch_size or lower train.mega_batch_factor"
             )
         self.networks = build_networks(config, self.device)
-        self.meter = Meter()
+        trained = [name for section in config.steps.values() for name in section.trained]
+        self.strategy.spread({name: self.networks[name] for name in trained})
+        self.meter = Meter(self.ranks)
         self.steps = [
             TrainingStep(name, section, self.networks, self.precision, self.device, self.meter)
             for name, section in config.steps.items()
         ]
-        agreed = any_rank()
         for step, section in zip(self.steps, config.steps.values(), strict=True):
-            step.any_rank = agreed
+            step.exchange = self.strategy.exchange(step.name, step.named_parameters())
+            step.any_rank = self.strategy.any_rank
             self._set_schedule(step, section)
             for each in step.losses:
                 if step.runs.opens(self.settings.niter) and each.gate.opens(self.settings.niter):
                     each.loss.prepare(self.device)
-        trained = [name for step in self.steps for name in step.trained]
         for name in self.networks.keys() - set(trained):
             self.networks[name].requires_grad_(False)
         with explained("the averages of the weights", "They take as much as the networks: write 'train.ema.enabled: false'"):
-            self.averages = Averages(self.settings.ema, {name: self.networks[name] for name in trained})
+            averaged = {name: self.networks[name] for name in trained}
+            self.averages = Averages(self.settings.ema, averaged, self.batch_size)
         self.cutting = Cutting.of(self.settings)
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
-        self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device)
-        self.crashes = CrashReporter(config, self.folder.path)
+        self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
+        self.crashes = CrashReporter(config, self.folder.path, self.strategy)
         self.runner = IterationRunner(
             self.steps,
             self.networks,
@@ -123,12 +131,18 @@ class Trainer:
             layout=self.layout,
             health=self.health,
             on_error=self.crashes.report_error,
+            freezes=freezes(config, self.networks),
+            strategy=self.strategy,
         )
         self.progress = Progress()
         self.best = BestFigures(config)
-        evaluator = Evaluator(config, self.networks, self.averages.main, self.device)
-        self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best)
-        self.writer = CheckpointWriter(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
+        self.state = RunState(
+            config, self.networks, self.steps, self.averages, self.meter, self.health, self.strategy, self.device
+        )
+        evaluator = Evaluator(config, self.networks, self.averages.main, self.device, self.strategy.evaluating)
+        self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best, self.ranks)
+        writer = CheckpointWriter if self.ranks.main else FollowerWriter
+        self.writer = writer(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
         self.visuals = Visuals(self.config.logger, self.folder)
@@ -153,6 +167,7 @@ class Trainer:
 
     def _run(self) -> RunResult:
         aside = self.folder.set_aside() if self.resume == "never" else None
+        self.ranks.wait()
         with LogFile(self.folder.log), StopRequest() as stop:
             if aside is not None:
                 LOGGER.info("the older run was set aside: %s", aside)
@@ -168,8 +183,7 @@ class Trainer:
                     self.progress.step,
                 )
                 return RunResult(self.progress.step, self.folder.path)
-            tensorboard = self.folder.tensorboard if self.config.logger.tensorboard else None
-            self.recorder = Recorder(self.folder.metrics, tensorboard, self.progress.step, self.folder.check)
+            self.recorder = self._recorder()
             try:
                 with (
                     self._loader() as loader,
@@ -186,14 +200,22 @@ class Trainer:
                 )
             return RunResult(self.progress.step, self.folder.path, stop.signal)
 
+    def _recorder(self) -> Recorder:
+        if not self.ranks.main:
+            return FollowerRecorder()
+        tensorboard = self.folder.tensorboard if self.config.logger.tensorboard else None
+        return Recorder(self.folder.metrics, tensorboard, self.progress.step, self.folder.check)
+
     def _loop(self, loader: Loader, stop: StopRequest) -> None:
         self.clock = Clock(self.progress)
-        with progress_bar(self.settings.niter, self.progress.step) as self.bar:
+        with progress_bar(self.settings.niter, self.progress.step, shown=self.ranks.main) as self.bar:
             started = self.progress.step
             self._prepare_to_roll_back()
             try:
                 self.advance(loader, self.settings.niter, stop)
             except DataError:
+                if self.ranks.many:
+                    raise  # the others are in the midst of something else
                 # A complete step lies behind. A signal to the whole process group ends the workers too; it asks to stop.
                 self._attend_to_health(wait=True)
                 if self.progress.step > started:
@@ -203,7 +225,7 @@ class Trainer:
                 return
             self._attend_to_health(wait=True)
             self.clock.pause()
-            if stop.signal is None:
+            if not stop.agreed(self.ranks):
                 self.validate(stop)
             self.save()
             self.writer.wait()
@@ -214,13 +236,17 @@ class Trainer:
         progress, logger = self.progress, self.config.logger
         if progress.step < target and self._owes_validation():
             self.validate(stop)
-        while progress.step < target and stop.signal is None:
+        while progress.step < target and (self.ranks.many or stop.signal is None):  # several stop together, further down
             self.clock.waiting()
             STAGE.enter("data")
             try:
-                with stop.ends_waiting():
+                with stop.ends_waiting() if not self.ranks.many else nullcontext():
                     batch = next(loader)
             except Stopping:
+                break
+            if self.ranks.many:
+                STAGE.enter("collective")
+            if stop.agreed(self.ranks):
                 break
             self.clock.working()
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
@@ -233,10 +259,10 @@ class Trainer:
                 progress = self.progress  # of the checkpoint that the run went back to
                 continue
             if self.averages.due(progress.step):
-                self.averages.write_snapshot(self.folder.path, progress.step)
+                self.averages.write_snapshot(self.folder.path, progress.step, self.strategy)
             if log:
                 self._log()
-            if validates and stop.signal is None:
+            if validates and not stop.agreed(self.ranks):
                 self.validate(stop)
             if saves:
                 self.save()
@@ -256,8 +282,8 @@ class Trainer:
         progress.micro_batch_size = self.cutting.found
         progress.step += 1
         self._saved = False
-        progress.samples += sum(len(part.positions) for part in parts)
-        if self.visuals.due(progress.step) and not self.health.bad_update(wait=True):
+        progress.samples += sum(len(part.positions) for part in parts) * self.ranks.world_size
+        if self.visuals.due(progress.step) and not self.health.bad_update(wait=True) and self.ranks.main:
             self.visuals.write(parts[0].state, progress.step, self.recorder)
         return parts
 
@@ -274,7 +300,7 @@ class Trainer:
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)
         if self.cutting.automatic:
-            values["micro_batch_size"] = float(self.cutting.size(self.batch_size))
+            values["micro_batch_size"] = float(self.cutting.size(self.share))
         if progress.bad_files:
             values["bad_files"] = float(len(progress.bad_files))
         if progress.rollbacks:
@@ -343,8 +369,10 @@ class Trainer:
     def _prepare_to_roll_back(self) -> None:
         """Where a policy may go back, there is a checkpoint to go back to, of this very state."""
         policies = {policy for each in self.health.settings.values() for policy in (each.non_finite, each.spike)}
-        newest = checkpoint.newest(self.folder.checkpoints) if "rollback" in policies else None
-        if "rollback" in policies and (newest is None or newest.name != str(self.progress.step)):
+        if "rollback" not in policies:
+            return
+        newest = self._newest_checkpoint()
+        if newest is None or newest.name != str(self.progress.step):
             self.save()
             self.writer.wait()
 
@@ -352,7 +380,7 @@ class Trainer:
         """Back to the newest checkpoint; the data go on from here, so that what made an update bad is not met again."""
         STAGE.enter("checkpoint")
         self.writer.wait()
-        found = checkpoint.newest(self.folder.checkpoints)
+        found = self._newest_checkpoint()
         if found is None:
             raise TrainingError(f"there is no undamaged checkpoint left to go back to in {self.folder.checkpoints}")
         samples, rollbacks = self.progress.samples, self.progress.rollbacks + 1
@@ -362,10 +390,13 @@ class Trainer:
         self.progress.samples, self.progress.rollbacks = samples, rollbacks
         self.recorder.close()
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
-        self.recorder = Recorder(self.folder.metrics, self.recorder.folder, self.progress.step, self.folder.check)
+        self.recorder = self._recorder()
         self.clock.jump(self.progress)
         self.bar.update(self.progress.step - self.bar.n)
         LOGGER.warning("back at step %d, from %s; the data go on behind sample %d", self.progress.step, found, samples)
+
+    def _newest_checkpoint(self) -> Path | None:
+        return self.ranks.from_main(checkpoint.newest(self.folder.checkpoints) if self.ranks.main else None)
 
     def _owes_validation(self) -> bool:
         step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
@@ -380,7 +411,8 @@ class Trainer:
         except Stopping:
             LOGGER.info("the validation at step %d is put off until the run goes on", self.progress.step)
         except TrainingError:  # the networks are as they were: what was trained is worth keeping
-            self.save()
+            if not self.ranks.many:  # others may be in the midst of something else
+                self.save()
             raise
         else:
             self._saved = False
@@ -414,16 +446,7 @@ class Trainer:
 
     def _snapshot(self) -> checkpoint.Snapshot:
         self.progress.seconds = self.clock.seconds()
-        trained = {name: self.networks[name] for step in self.steps for name in step.trained}
-        return checkpoint.Snapshot(
-            self.progress.step,
-            {name: network.state_dict() for name, network in trained.items()},
-            self.averages.state(),
-            asdict(self.progress),
-            {step.name: {**step_state(step), "health": self.health.state_dict(step.name)} for step in self.steps},
-            self.meter.state_dict(),
-            {name: [key for key, _ in network.named_parameters()] for name, network in trained.items()},
-        )
+        return self.state.snapshot(self.progress)
 
     def _flush_rows(self) -> None:
         self.recorder.sync()
@@ -433,47 +456,40 @@ class Trainer:
         return frozenset([Path(named)] if named is not None else [])
 
     def _restore(self) -> None:
-        named = self.config.path.resume_state
-        checkpoint.tidy(self.folder.checkpoints)
-        self.writer.newest = found = checkpoint.newest(self.folder.checkpoints)
-        snapshot = checkpoint.load(found) if found is not None else None
-        goes_back = False
-        if named is not None and (snapshot is None or snapshot.progress.get("resume_state") != named):
-            goes_back, found = True, Path(named)
-            snapshot = checkpoint.load(found)
-        if found is None or snapshot is None:
+        found, goes_back = self.ranks.from_main(self._find_start() if self.ranks.main else (None, False))
+        if found is None:
             self.folder.forget_after(-1)
             return
-        absent = [name for step in self.steps for name in step.trained if name not in snapshot.networks]
-        absent += [f"steps.{step.name}" for step in self.steps if step.name not in snapshot.optimizers]
-        if absent:
-            raise CheckpointError(
-                f"checkpoint {found} holds nothing of {', '.join(absent)} (it has: {', '.join(snapshot.networks)}; steps: "
-                f"{', '.join(snapshot.optimizers)}). Networks or steps were renamed or added: give them their old names, or "
-                "start a new run (--resume never), with 'path.pretrain' for the weights"
-            )
+        snapshot = checkpoint.load(found)
+        self.state.check(snapshot, found)
         self._take_over(snapshot, found)
         if goes_back:
-            self.progress.resume_state = named
-            checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
-        if found.parent == self.folder.checkpoints:
-            checkpoint.point_to(found)
-            self.writer.settle(self.best.step(self.progress.best))
+            self.progress.resume_state = self.config.path.resume_state
+        if self.ranks.main:
+            self._settle_on(found, goes_back)
         self._saved = not goes_back
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         LOGGER.info("going on from %s", found)
 
+    def _find_start(self) -> tuple[Path | None, bool]:
+        """The checkpoint to go on from, if there is one, and whether it is `path.resume_state`, met for the first time."""
+        named = self.config.path.resume_state
+        checkpoint.tidy(self.folder.checkpoints)
+        self.writer.newest = found = checkpoint.newest(self.folder.checkpoints)
+        if named is not None and (found is None or checkpoint.load(found).progress.get("resume_state") != named):
+            return Path(named), True
+        return found, False
+
+    def _settle_on(self, found: Path, goes_back: bool) -> None:
+        if goes_back:
+            checkpoint.set_aside_after(self.folder.checkpoints, self.progress.step)
+        if found.parent == self.folder.checkpoints:
+            checkpoint.point_to(found)
+            self.writer.settle(self.best.step(self.progress.best))
+
     def _take_over(self, snapshot: checkpoint.Snapshot, found: Path) -> None:
         """Networks, averages, steps and progress as they were."""
-        for name, tensors in snapshot.networks.items():
-            if name in self.networks:
-                load_weights(self.config, name, self.networks[name], tensors, source=str(found / f"{name}.safetensors"))
-        self.averages.load(snapshot.emas)
-        for step in self.steps:
-            restore_step(step, snapshot.optimizers[step.name])
-            self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})
-        self.meter.load_state_dict(snapshot.meter, self.device)
-        self.progress = Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
+        self.progress = self.state.take_over(snapshot, found)
         self.cutting.resume(self.progress.micro_batch_size)
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
@@ -489,6 +505,8 @@ class Trainer:
             pin_memory=section.pin_memory,
             prefetch_factor=section.prefetch_factor,
             bad_files=self.progress.bad_files,
+            world_size=self.ranks.world_size,
+            rank=self.ranks.rank,
         )
 
     def _watchdog(self, loader: Loader) -> Watchdog:
@@ -500,6 +518,8 @@ class Trainer:
         LOGGER.info("run %s in %s", config.name, self.folder.path)
         numerics = f"{self.precision.name}, {config.memory_format}, torch {torch.__version__}"
         LOGGER.info("device %s (%s), %s", self.device, name, numerics)
+        if self.ranks.many:
+            LOGGER.info("%d processes, %s", self.ranks.world_size, type(self.strategy).__name__)
         if config.precision == "bf16" and not has_bf16(self.device):
             LOGGER.warning("this device only emulates bfloat16, which is slow; 'precision: auto' takes what it is fast at")
         for key, network in self.networks.items():

@@ -9,6 +9,7 @@ from dlas.config import Config
 from dlas.data.base import Dataset
 from dlas.data.images.files import write_png
 from dlas.engine.best import BestFigures
+from dlas.engine.distributed import Ranks
 from dlas.engine.evaluate import Evaluated, Evaluator
 from dlas.engine.figures import warn_of_undefined
 from dlas.engine.interrupt import StopRequest
@@ -32,19 +33,27 @@ class Validation:
         evaluator: runs the networks.
         folder: of the run.
         best: takes the figures.
+        ranks: the processes of the run; the first one records.
 
     Attributes:
         words: the latest figure, for the progress bar.
     """
 
     def __init__(
-        self, config: Config, datasets: Mapping[str, Dataset], evaluator: Evaluator, folder: RunFolder, best: BestFigures
+        self,
+        config: Config,
+        datasets: Mapping[str, Dataset],
+        evaluator: Evaluator,
+        folder: RunFolder,
+        best: BestFigures,
+        ranks: Ranks,
     ) -> None:
         self.config = config
         self.sets = {config.datasets[key].name or key: each for key, each in datasets.items() if key != "train"}
         self.evaluator = evaluator
         self.folder = folder
         self.best = best
+        self.ranks = ranks
         self.words = ""
         self._left_out: set[str] = set()  # told of once
 
@@ -55,14 +64,15 @@ class Validation:
             progress: of the run.
             recorder: takes figures and sheets.
             seconds: that the run has taken so far.
-            stop: a request to stop is heeded between pictures.
+            stop: a request to stop is heeded between pictures, or between sets where several processes share them.
 
         Raises:
             Stopping: there is one; nothing of the set in hand is recorded.
             TrainingError: a picture does not fit into memory, or cannot be measured.
         """
         for name, dataset in self.sets.items():
-            stop.check()
+            if stop.agreed(self.ranks):
+                stop.check()
             sheets = Sheets(self.config.eval)
             show = partial(self._show, name, progress.step, recorder, stop)
             left_out: dict[str, str] = {}
@@ -72,9 +82,13 @@ class Validation:
                 sheets.add(result)
 
             figures = self.evaluator.run(dataset, progress.step, take, left_out)
+            for other in self.evaluator.ranks.gather(left_out):
+                left_out |= other
+            sheets.merge(self.evaluator.ranks)
             recorder.validation(progress.step, progress.samples, seconds, name, figures.means)
-            self._draw(sheets, name, progress.step, recorder)
-            if figures.means:
+            if self.ranks.main:
+                self._draw(sheets, name, progress.step, recorder)
+            if figures.means and self.ranks.main:
                 table = self.folder.validation / name / f"{progress.step}.csv"
                 write = partial(write_figures, table, figures.pictures, figures.means)
                 self.folder.dispensable("figures of the validation's pictures", write)
@@ -109,9 +123,10 @@ class Validation:
             self.words = "val " + " ".join(words[0].split()[:2])
 
     def _show(self, name: str, step: int, recorder: Recorder, stop: StopRequest, result: Evaluated) -> None:
-        stop.check()
+        if not self.ranks.many:
+            stop.check()
         STAGE.enter("eval", result.name)
-        if self.config.eval.save_images:
+        if self.config.eval.save_images and (self.ranks.main or self.evaluator.ranks.many):
             folder = self.folder.validation / name / result.name
             beside = {"hq": "target", "lq": "input", self.config.eval.baseline: "baseline"}
 

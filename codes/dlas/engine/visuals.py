@@ -18,7 +18,7 @@ from dlas.observe.sounds import spectrogram_picture, wave_file
 
 
 class Visuals:
-    """Writes pictures and sound of state keys into <run>/visuals, and sound to TensorBoard, too.
+    """Writes pictures and sound of state keys into <run>/visuals and TensorBoard.
 
     Args:
         section: which keys and how often.
@@ -39,8 +39,9 @@ class Visuals:
             value = state.get(key)
             if isinstance(value, Tensor) and value.dim() == 4:
                 images = (value + 1) / 2 if self.section.reverse_n1_to_1 else value
-                target = self.folder.visuals / key / f"{step}.png"
-                self.folder.dispensable("visuals", partial(write_png, target, grid(images)))
+                picture, target = grid(images), self.folder.visuals / key / f"{step}.png"
+                self.folder.dispensable("visuals", partial(write_png, target, picture))
+                recorder.image(f"visuals/{key}", picture, step)
             else:
                 self._tell(key, f"logger.visuals: '{key}' is not a batch of images in the state at step {step}")
         for key, rate in self.section.audio.items():

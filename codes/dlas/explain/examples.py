@@ -33,6 +33,7 @@ _OPTION_KEY = {  # kinds that are options of other components
     "distribution of times": "times",
     "weighting": "weighting",
     "sampler": "sampler",
+    "quantizer": "quantizer",
 }
 
 

@@ -280,8 +280,17 @@ def _section_at(holders: list[str]) -> type[Section] | None:
             continue
         option = next((option for option in keys_of(cls) if option.name == key), None) if cls else None
         inside = sections_in(option.annotation) if option else []
+        if option is None and cls is not None and issubclass(cls, Component):
+            inside = [(nested, False) for nested in _nested_options(cls, key)]
         cls, many = inside[0] if inside else (None, False)
     return None if many else cls
+
+
+def _nested_options(cls: type[Component], key: str) -> list[type[Section]]:
+    """The sections that options of this name of the section's components are."""
+    parameters = [entry.parameter(key) for entry in shipped(cls.REGISTRY).values()]
+    words = [word for each in parameters if each is not None for word in re.findall(r"\w+", each.annotation)]
+    return [NESTED[word] for word in words if word in NESTED]
 
 
 def _reachable(definitions: Mapping[str, Schema], start: set[str]) -> set[str]:

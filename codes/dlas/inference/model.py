@@ -15,7 +15,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dlas.archs import create_network
+from dlas.archs import SWITCHED_KEY, create_network
 from dlas.engine import checkpoint
 from dlas.engine.passes.tiling import input_multiple, tile_grid
 from dlas.errors import CheckpointError, ConfigurationError
@@ -205,8 +205,9 @@ def _networks_of(run: Path) -> dict[str, dict[str, Any]]:
 
 def network_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that build the network, without what is for the trainer."""
-    trainers = {"type", "trainable", "after", "before", "device"} | {key for key in options if key not in _known(options)}
-    return {key: value for key, value in options.items() if key == "which_model" or key not in trainers}
+    trainers = {"type", "trainable", "freeze", "after", "before", "device"}
+    trainers |= {key for key in options if key not in _known(options)}
+    return {key: value for key, value in options.items() if key in ("which_model", SWITCHED_KEY) or key not in trainers}
 
 
 def _known(options: Mapping[str, Any]) -> set[str]:

@@ -20,9 +20,13 @@ from torch import Tensor, nn
 
 from dlas.errors import CheckpointError
 from dlas.interop.mismatch import likely_reason, listing, shapes, some
+from dlas.layers.switched import with_copied_kernels
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model", "model_g")
 """Entries under which training programs keep the weights, the preferred first (averaged weights before plain ones)."""
+
+GAN_ENTRIES = ("g_ema", "g", "d")
+"""Networks in one file of StyleGAN2's training programs: the averaged generator, the generator and the discriminator."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "net.")
 """What DistributedDataParallel, torch.compile and some training programs put before every name."""
@@ -41,7 +45,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Returns:
         Tensors by name on the CPU, taken out of a training program's container, without a prefix that all names share.
-        A container is an entry named in `CONTAINERS`, or the only entry that holds tensors by name.
+        A container is an entry named in `CONTAINERS`, or the only entry that holds tensors by name. Of a file with the
+        networks of a GAN (`GAN_ENTRIES`) all are given, each with its entry's name before its own.
 
     Raises:
         CheckpointError: there is no such file, it is not a checkpoint or damaged, it holds code, or it holds no weights.
@@ -114,8 +119,15 @@ def fits(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
 def translated(
     network: nn.Module, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """The entries under the network's present names; and the prefix of those taken, if they are a part of a larger program."""
-    rename = getattr(network, "rename_state_dict", None) or dict
+    """The entries under the network's present names; and the prefix of those taken, if they are a part of a larger program.
+
+    Where the network has switched convolutions and the entries plain ones, each kernel is copied to all of a layer's.
+    """
+    older = getattr(network, "rename_state_dict", None) or dict
+
+    def rename(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_copied_kernels(network, older(given))
+
     given = _with_prefix_of(own, rename(dict(state_dict)))
     if not own.keys() & given.keys():
         return _part_of_a_whole(own, state_dict, rename) or (given, "")
@@ -223,6 +235,10 @@ def _how_to_convert(path: Path) -> str:
 
 
 def _unpack(loaded: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("g_ema"), Mapping):
+        # Which of them is meant the network decides into which they are loaded; the preferred is first.
+        held = {entry: loaded[entry] for entry in GAN_ENTRIES if isinstance(loaded.get(entry), Mapping)}
+        loaded = {f"{entry}.{name}": value for entry, weights in held.items() for name, value in weights.items()}
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
         inner = _only_network(loaded, path) if inner is None else inner

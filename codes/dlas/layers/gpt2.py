@@ -82,13 +82,13 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor, past: KeysAndValues | None, layer: int) -> Tensor:
         """(B, T, channels) -> the same shape; with `past`, the T positions follow those seen."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
-        causal = True
         if past is not None:
-            assert past.length == 0 or x.shape[1] == 1, "only one position at a time may follow others"
-            causal = past.length == 0
             k, v = past.append(layer, k, v)
+        new, known = q.shape[2], k.shape[2]
+        # `is_causal` aligns the first positions of both; one that comes alone sees everything.
+        mask = x.new_ones(new, known, dtype=torch.bool).tril(known - new) if 1 < new < known else None
         dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
+        seen = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=new == known)
         return F.dropout(self.c_proj(seen.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 

@@ -22,6 +22,9 @@ ACTIVATION_GAIN = math.sqrt(2)
 DEMODULATION_EPS = 1e-8
 """Added to the squared norm of a modulated kernel."""
 
+GROUP = 4
+"""Pictures of which the spread is taken together, at most."""
+
 WIDTH_AT_64 = 256
 """Channels at 64 pixels for a multiplier of 1; they halve with each doubling of the size."""
 
@@ -289,3 +292,12 @@ class ToRGB(nn.Module):
         if self.upsample is not None and smaller is not None:
             picture = picture + self.upsample(smaller)
         return picture
+
+
+def batch_spread(x: Tensor) -> Tensor:
+    """Mean standard deviation over channels and places within a group of pictures, as one more channel of each of them."""
+    batch, _, height, width = x.shape
+    group = next(count for count in range(min(GROUP, batch), 0, -1) if batch % count == 0)
+    grouped = x.float().view(group, batch // group, -1)
+    deviation = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean(1)
+    return deviation.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, height, width)

@@ -89,10 +89,10 @@ class TokenSampling:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}; leave it out for all tokens")
 
-    def candidates(self, logits: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def candidates(self, logits: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, V), and which tokens occurred -> logits and tokens in descending order, as `keep_likely` gives them."""
         logits = logits.float()
-        if self.repetition_penalty != 1:
+        if self.repetition_penalty != 1 and seen is not None:
             logits = penalise_repetition(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
             return keep_likely(logits, 1, 1.0)
@@ -100,13 +100,13 @@ class TokenSampling:
             logits = keep_typical(logits, self.typical_mass)
         return keep_likely(logits / self.temperature, self.top_k, self.top_p)
 
-    def draw(self, logits: Tensor, seen: Tensor, uniform: Tensor) -> Tensor:
+    def draw(self, logits: Tensor, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
         """Draws a token for each row.
 
         Args:
             logits: (B, V).
-            seen: (B, V), bool: which tokens occurred.
             uniform: (B,), in [0, 1): the same numbers draw the same tokens, whatever else is in the batch.
+            seen: (B, V), bool: which tokens occurred; None: none did.
 
         Returns:
             (B,), int64.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dlas.ranks import are_many, summed
 
 EPS = 1e-5
 """Added to how often each code is used, so that none divides by 0."""
@@ -20,12 +23,14 @@ class Quantized(NamedTuple):
         loss: commitment, and where the codebook is learned by gradients how far it is from the vectors; a scalar in float32.
         indices: which codes, (B, ...), int64.
         perplexity: exp of the entropy of how often each code is used here: how many codes are in use; a scalar in float32.
+        usage: share of the codes that are used here at all; a scalar in float32.
     """
 
     vectors: Tensor
     loss: Tensor
     indices: Tensor
     perplexity: Tensor
+    usage: Tensor
 
 
 class Codebook(nn.Module):
@@ -52,7 +57,19 @@ class Codebook(nn.Module):
             self.weight = nn.Parameter(initial)
 
 
-class VectorQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """Replaces the vector of each pixel, or each step of a sequence, by one of finitely many."""
+
+    def forward(self, z: Tensor) -> Quantized:
+        """(B, channels, ...) -> codes."""
+        raise NotImplementedError
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors of codes: (B, ...) -> (B, channels, ...)."""
+        raise NotImplementedError
+
+
+class VectorQuantizer(Quantizer):
     """The nearest code in the sense of Euclid, in the place of the vector of each pixel, or each step of a sequence.
 
     Args:
@@ -87,17 +104,13 @@ class VectorQuantizer(nn.Module):
             indices = self.search(flat, codebook.detach())
             found = F.embedding(indices, codebook).view_as(vectors)
             loss = self.commitment * F.mse_loss(vectors, found.detach())
-            used = torch.zeros(len(codebook), device=z.device).index_add_(
-                0, indices, torch.ones_like(indices, dtype=torch.float32)
-            )
+            used = counts_of(indices, len(codebook))
             if self.decay is None:
                 loss = loss + F.mse_loss(found, vectors.detach())
             elif self.training and torch.is_grad_enabled():
                 self._follow(flat, indices, used, self.decay)
-            shares = used / len(flat)
-            perplexity = (-(shares * (shares + 1e-10).log()).sum()).exp()
             passed = (vectors + (found - vectors).detach()).movedim(-1, 1)
-        return Quantized(passed.to(z.dtype), loss, indices.view(vectors.shape[:-1]), perplexity)
+        return Quantized(passed.to(z.dtype), loss, indices.view(vectors.shape[:-1]), *in_use(used))
 
     def search(self, vectors: Tensor, codebook: Tensor) -> Tensor:
         """Which codes (codes, channels) take the places of vectors (N, channels): (N,), int64."""
@@ -115,7 +128,10 @@ class VectorQuantizer(nn.Module):
         sums.lerp_(new_sums.to(sums.dtype), 1 - decay)
         total_count = counts.sum()
         smoothed = (counts + EPS) / (total_count + len(counts) * EPS) * total_count
-        self.codebook().copy_(sums / smoothed[:, None])
+        self._store(sums / smoothed[:, None])
+
+    def _store(self, codes: Tensor) -> None:
+        self.codebook().copy_(codes)
 
 
 class ColumnVectorQuantizer(VectorQuantizer):
@@ -155,6 +171,8 @@ class RowCodebook(nn.Module):
         codes: how many.
         channels: of each.
         averaged: whether counts and sums are kept.
+        learned: codes are a parameter.
+        fitted: whether codes wait for a first batch.
     """
 
     initted: Tensor
@@ -162,12 +180,16 @@ class RowCodebook(nn.Module):
     cluster_size: Tensor
     embed_avg: Tensor
 
-    def __init__(self, codes: int, channels: int, averaged: bool) -> None:
+    def __init__(self, codes: int, channels: int, averaged: bool, learned: bool = False, fitted: bool = False) -> None:
         super().__init__()
-        self.register_buffer("initted", torch.ones(1))
+        self.register_buffer("initted", torch.zeros(1) if fitted else torch.ones(1))
         if averaged:
             self.register_buffer("cluster_size", torch.ones(codes))
-        self.register_buffer("embed", torch.randn(codes, channels))
+        initial = torch.randn(codes, channels)
+        if learned:
+            self.embed = nn.Parameter(initial)
+        else:
+            self.register_buffer("embed", initial)
         if averaged:
             self.register_buffer("embed_avg", self.embed.clone())
 
@@ -244,12 +266,10 @@ class ExpiringVectorQuantizer(VectorQuantizer):
             codes.lerp_(means, 1 - decay)
         else:
             super()._follow(vectors, indices, used, decay)
-            counts = everywhere(used)
+            counts = summed(used)
         self.codebook_misses.add_(1).mul_(counts == 0)
         expired = self.codebook_misses >= self.patience
-        fresh = vectors[torch.randint(len(vectors), (len(codes),), device=vectors.device)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(fresh, 0)
+        fresh = drawn(vectors, len(codes))
         codes.copy_(torch.where(expired[:, None], fresh, codes))
         if not self.cosine:
             counts, sums = self.averages()
@@ -258,18 +278,55 @@ class ExpiringVectorQuantizer(VectorQuantizer):
         self.codebook_misses.masked_fill_(expired, 0.0)
 
 
+def as_picture(indices: Tensor) -> Tensor:
+    """Codes (B, h, w), also of those of squares row by row, (B, N).
+
+    Raises:
+        ValueError: N is no square.
+    """
+    if indices.dim() != 2:
+        return indices
+    side = math.isqrt(indices.shape[1])
+    if side**2 != indices.shape[1]:
+        raise ValueError(f"{indices.shape[1]} codes are no square picture; give them as (B, height, width)")
+    return indices.unflatten(1, (side, side))
+
+
+def counts_of(indices: Tensor, codes: int) -> Tensor:
+    """How often each of `codes` codes is among indices, (codes,), float32."""
+    flat = indices.flatten()
+    return torch.zeros(codes, device=flat.device).index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
+
+
+def in_use(used: Tensor) -> tuple[Tensor, Tensor]:
+    """Perplexity and usage, as of `Quantized`, of how often each code is used, (K,)."""
+    shares = used / used.sum()
+    return torch.special.entr(shares).sum().exp(), (used > 0).float().mean()
+
+
+def drawn(vectors: Tensor, count: int) -> Tensor:
+    """Rows drawn from the vectors (N, C) of all processes together: (count, C), the same in each of them.
+
+    Every vector is as likely as any other, on whichever process it is and however many that has.
+    """
+    places = torch.rand(count, dtype=torch.float64, device=vectors.device)
+    if not are_many():
+        return vectors[(places * len(vectors)).long()]
+    torch.distributed.broadcast(places, 0)
+    sizes = torch.zeros(torch.distributed.get_world_size(), dtype=torch.int64, device=vectors.device)
+    sizes[torch.distributed.get_rank()] = len(vectors)
+    torch.distributed.all_reduce(sizes)
+    own = (places * sizes.sum()).long() - sizes[: torch.distributed.get_rank()].sum()
+    here = (own >= 0) & (own < len(vectors))
+    found = torch.where(here[:, None], vectors[own.clamp(0, len(vectors) - 1)], 0.0)
+    torch.distributed.all_reduce(found)  # each row is zero in all processes but the one that has it
+    return found
+
+
 def totals(vectors: Tensor, indices: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     """Over all processes: the sums of vectors (N, C) that have each code, (K, C), and how many these are, (K,)."""
     sums = vectors.new_zeros(len(used), vectors.shape[1]).index_add_(0, indices, vectors)
-    return everywhere(sums), everywhere(used)
-
-
-def everywhere(values: Tensor) -> Tensor:
-    """The sum over all processes, so that there is one codebook for them; `values` itself stays."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-    return values
+    return summed(sums), summed(used)
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:

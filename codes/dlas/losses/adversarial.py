@@ -11,12 +11,13 @@ from dlas.context import Context
 from dlas.errors import ConfigurationError
 from dlas.losses.base import Loss, State
 from dlas.losses.gan import LABELLED, RELATIVISTIC, Labels, discriminator_loss, generator_loss
-from dlas.losses.judging import first_image, judge, judge_of, look_up, map_tensors, penalty_between, side_by_side
+from dlas.losses.judging import first_image, judge, judge_of, look_up, map_tensors, observe_real, penalty_between, side_by_side
 from dlas.losses.penalties import r1_penalty, unit_gradient_penalty
 from dlas.registry import LOSSES
 from dlas.types import Fraction, NetworkName, NonNegativeFloat, StateIns
 
-_UNIT_GRADIENT_WEIGHT = 10.0
+UNIT_GRADIENT_WEIGHT = 10.0
+"""Of the penalty on gradients whose length is not 1."""
 
 
 @LOSSES.register("generator_gan")
@@ -162,6 +163,7 @@ class DiscriminatorGANLoss(Loss):
         for penalty in penalties.values():
             loss = loss + penalty
         logged = {"d_real": _mean(real_logits), "d_fake": _mean(fake_logits), **penalties}
+        logged |= observe_real(network, side_by_side(real_logits))
         return loss, {key: value.detach() for key, value in logged.items()}
 
     def _network_name(self, context: Context) -> str:
@@ -188,7 +190,7 @@ class DiscriminatorGANLoss(Loss):
             images = images.float().requires_grad_()
             logits = judge(network, [images, *real[1:]])
             if self.gradient_penalty:
-                penalties["gradient_penalty"] = _UNIT_GRADIENT_WEIGHT * unit_gradient_penalty(side_by_side(logits), images)
+                penalties["gradient_penalty"] = UNIT_GRADIENT_WEIGHT * unit_gradient_penalty(side_by_side(logits), images)
             if self.r1_gamma:
                 penalties["r1"] = self.r1_gamma / 2 * r1_penalty(side_by_side(logits), images)
         return logits, penalties

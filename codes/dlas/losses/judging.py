@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dlas.context import Context
 from dlas.errors import ConfigurationError
@@ -80,6 +81,21 @@ def judge(network: nn.Module, arguments: list[Any]) -> list[Tensor]:
 def side_by_side(logits: list[Tensor]) -> Tensor:
     """The logits of all scales as one tensor, (B, ...)."""
     return logits[0] if len(logits) == 1 else torch.cat([each.flatten(1) for each in logits], 1)
+
+
+def observe_real(network: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    """Tells a discriminator that wants to know how it judged real samples.
+
+    Args:
+        network: a discriminator; `augmented_discriminator` has the method `observe_real`.
+        logits: (B, ...), more is more real.
+
+    Returns:
+        Scalars to log.
+    """
+    inner = network.module if isinstance(network, DistributedDataParallel) else network
+    observe = getattr(inner, "observe_real", None)
+    return observe(logits) if observe is not None else {}
 
 
 def penalty_between(loss: str, network: nn.Module, real: list[Any], fake: list[Any], context: Context, stream: str) -> Tensor:

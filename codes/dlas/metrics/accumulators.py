@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlas.metrics.ranks import add_up, gather, largest
+from dlas.ranks import add_up, gather, largest
 
 
 class Moments:

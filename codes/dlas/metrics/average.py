@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlas.metrics.ranks import add_up
+from dlas.ranks import add_up
 
 
 class Average:

@@ -27,13 +27,13 @@ class _AboveBar(logging.Handler):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def start_console() -> None:
-    """Shows the program's messages on the terminal."""
+def start_console(rank: int = 0) -> None:
+    """Shows the program's messages on the terminal; of processes other than the first (`rank` 0), errors only."""
     if not any(isinstance(handler, _AboveBar) for handler in LOGGER.handlers):
         handler = _AboveBar()
         handler.setFormatter(_FORMAT)
         LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     LOGGER.propagate = False
 
 
@@ -72,9 +72,10 @@ class LogFile:
             self.handler.close()
 
 
-def progress_bar(total: int, done: int) -> tqdm[None]:
-    """A bar with it/s and ETA on a terminal; silent when the output goes to a file."""
-    return tqdm(total=total, initial=done, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.1)
+def progress_bar(total: int, done: int, shown: bool = True) -> tqdm[None]:
+    """A bar with it/s and ETA on a terminal; silent when the output goes to a file, or is not to be `shown`."""
+    silent = not shown or not sys.stderr.isatty()
+    return tqdm(total=total, initial=done, file=sys.stderr, disable=silent, dynamic_ncols=True, smoothing=0.1)
 
 
 def compact(value: float) -> str:

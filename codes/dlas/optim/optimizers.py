@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlas.errors import ConfigurationError, MissingPackageError, UserError
@@ -225,7 +225,7 @@ def _betas(beta1: float, beta2: float, betas: list[float] | None) -> tuple[float
         return beta1, beta2
     if len(betas) != 2:
         raise ConfigurationError(f"betas must be [beta1, beta2], given: {betas}")
-    return betas[0], betas[1]
+    return float(betas[0]), float(betas[1])  # a whole number would be refused beside another
 
 
 def _construct(cls: Any, groups: list[dict[str, Any]], fused: bool | None, options: Mapping[str, Any]) -> Optimizer:
@@ -243,8 +243,11 @@ def _construct(cls: Any, groups: list[dict[str, Any]], fused: bool | None, optio
 
 def _fused_refusal(cls: Any, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> str | None:
     """Why the fused kernel cannot be used, found by updating one number: constructors do not look at the parameters."""
-    for device, dtype in {(p.device, p.dtype) for group in groups for p in group["params"]}:
-        probe = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+    kinds = {(p.device, p.dtype, type(p.data)): p for group in groups for p in group["params"]}
+    for (device, dtype, kind), parameter in kinds.items():
+        # Parameters that are cut up among processes have kernels of their own.
+        probe = torch.zeros(1, device=device, dtype=dtype) if kind is Tensor else torch.zeros_like(parameter)
+        probe = nn.Parameter(probe.detach())
         probe.grad = torch.zeros_like(probe)
         try:
             cls([probe], fused=True, **options).step()

@@ -73,7 +73,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     """Everything that a golden file of SRFlow may hold, computed by ours."""
     network, given = build(fixture), fixture.tensors
     low_res, high_res = given["in.lr"], given["in.hr"]
-    conditions = network.RRDB(low_res, network.levels)
+    conditions = [each.whole() for each in network.RRDB.conditions(low_res, network.levels)]
     finest = network.RRDB.doublings - 1
     results = {f"cond.fea_up{condition_size(finest - place)}": each for place, each in enumerate(conditions)}
     results["rrdb_out"] = network.RRDB.picture(low_res)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlas.layers.switched import (
     NoisyRouter,
+    Routed,
     SwitchedConv2d,
     SwitchNorm,
     balance_loss,
@@ -22,7 +23,6 @@ from dlas.layers.switched import (
     switch_balance,
     switched_conv2d,
 )
-from dlas.layers.switched.balance import Routed
 from dlas.layers.switched.product import summed_conv2d
 from parity.harness import Fixture, compare, handles
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import torch
@@ -60,6 +61,36 @@ def check(fixture: Fixture, case: str) -> None:
     compare(results[case], expected, kind, case)
 
 
-@handles("manifest_dlas_vqvae")
+SWITCHED = {"hardswitched": "vqvae_norm_hard_switched_conv_lambda", "vqvae3_hard": "vqvae3_hard_switch"}
+"""Cases of a golden file, and the networks' registered names."""
+
+
+@lru_cache(maxsize=1)
+def run_switched(fixture: Fixture) -> dict[str, Tensor]:
+    x, results = fixture.tensors["in.x"], {}
+    for name, case in fixture.json["cases"].items():
+        network = create_network({"which_model": SWITCHED[name], **case["constructor"]}).eval()
+        _, unexpected = network.load_state_dict(fixture.build_weights(case["weights"]), strict=False)
+        assert not unexpected
+        with torch.no_grad():
+            top, bottom = network.encode(x)
+            decoded, diff, *_ = network(x)
+        found = {"id_t": top.indices, "id_b": bottom.indices, "diff": diff, "dec": decoded}
+        results |= {f"{name}.{key}": value for key, value in found.items()}
+    return results
+
+
+@handles("golden_switched_vqvae*", cases=lambda fixture: fixture.outputs)
+def check_switched(fixture: Fixture, case: str) -> None:
+    results, expected = run_switched(fixture), fixture.tensors[f"out.{case}"]
+    assert case in results, f"no comparison for the reference output '{case}'"
+    compare(results[case], expected, "output" if expected.is_floating_point() else "exact", case)
+
+
+@handles("manifest_dlas_vqvae*")
 def check_manifest(fixture: Fixture, case: str) -> None:
-    check_layout(fixture, {"which_model_G": "vqvae", **fixture.json["constructor"]})
+    """The reference's arguments are given by name, or as the text of a call, or left at its defaults."""
+    given = fixture.json["constructor"]
+    if isinstance(given, str):
+        given = {name: int(value) for name, value in re.findall(r"\b(\w+)'?\s*[=:]\s*(\d+)(?![\d.])", given)}
+    check_layout(fixture, {"which_model_G": fixture.json.get("registered_as", "vqvae"), **given})

@@ -303,7 +303,7 @@ class UnifiedVoice(nn.Module):
         codes[:, : given.shape[1] - 1] = given[:, 1:]
         done = torch.zeros(candidates, dtype=torch.bool, device=text.device)
         for place in range(given.shape[1] - 1, length):
-            drawn = sampling.draw(logits, seen, uniforms[:, place])
+            drawn = sampling.draw(logits, uniforms[:, place], seen)
             codes[:, place] = torch.where(done, self.stop_mel, drawn)
             done |= drawn == self.stop_mel
             if place + 1 == length or bool(done.all()):

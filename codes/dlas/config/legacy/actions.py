@@ -149,10 +149,14 @@ def fp16(found: Found) -> None:
 
 
 def gpu_ids(found: Found) -> None:
-    """`gpu_ids: [1]` -> `device: cuda:1`."""
+    """`gpu_ids: [1]` -> `device: cuda:1`; several -> `distributed.gpu_ids`."""
     ids, key_mark, value_mark = found.holder.take(found.key)
-    if not isinstance(ids, list) or len(ids) > 1 or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        found.place.note("expected a list with one GPU number", "to train on several GPUs start one process for each")
+    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        found.place.note("expected a list of GPU numbers", "for instance [0]")
+        return
+    if len(ids) > 1:
+        words = f"read as 'distributed.gpu_ids'; start one process for each: torchrun --nproc_per_node={len(ids)} train.py ..."
+        found.become("distributed.gpu_ids", ids, key_mark, value_mark, words)
         return
     # A file that says `gpu_ids: [0]` must also run where there is no GPU, so number 0 means "the device there is".
     device = f"cuda:{ids[0]}" if ids and ids[0] > 0 else "auto"
@@ -306,33 +310,6 @@ def fullimage_training(found: Found) -> None:
     """Options that `mode: fullimage` had for training."""
     if found.holder.get("mode") == "fullimage":
         drop("tiles are cut and turned to train on, and 'fullimage' is for validation")(found)
-
-
-_MEASURED_OTHERWISE = {
-    "sr_diffusion_fid": "what is sampled is measured by 'eval.metrics: [fid]', with the injector of 'diffusion_params' under "
-    "'eval.injectors', its output as 'eval.output_state', and this data set under 'datasets'",
-}
-"""Evaluators that are left out, and what does the same here."""
-
-
-def evaluators(found: Found) -> None:
-    """Evaluators are left out where something else does the same, or announced; others are not known at all."""
-    entries, *_ = found.holder.take(found.key)
-    if entries is None or entries == {}:
-        found.notice("has no effect: there are none")
-        return
-    if not isinstance(entries, MarkedDict):
-        found.place.note(f"expected a mapping, found {shown(entries)}")
-        return
-    for name in entries:
-        place = found.place.value(entries, name)
-        kind = entries[name].get("type") if isinstance(entries[name], dict) else None
-        if not isinstance(kind, str):
-            place.note("an evaluator needs a type", "add 'type:'")
-        elif kind in _MEASURED_OTHERWISE:
-            place.note(f"has no effect: {_MEASURED_OTHERWISE[kind]}", severity="notice")
-        elif not note_not_built("evaluator", kind, place):
-            place.note(f"no evaluator is called '{kind}'", "pictures are measured by 'eval.metrics'")
 
 
 def announced_option(found: Found) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dlas.config.legacy import actions
 from dlas.config.legacy.actions import Action
+from dlas.config.legacy.evaluators import evaluators
 
 Fate = Literal["supported", "translated", "dropped", "refused", "planned"]
 
@@ -68,6 +69,7 @@ _VIDEO = "pictures are written, one a frame; ffmpeg joins them into a video"
 _COPY = "checkpoints are copied nowhere"
 
 _USE_EMA_MODEL = "DL-Art-School ignored it under this name, and sampled with the network's own weights"
+_BY_TORCH = "torch.distributed is used: nccl on GPUs, gloo on CPUs"
 _EVENLY = "timesteps are spread evenly over a batch of any size"
 
 TOP = [
@@ -76,7 +78,7 @@ TOP = [
     _supported("scale", "where every data set and network of the file says another one, that is taken"),
     _dropped("distortion", _UNREAD, "sr"),
     _dropped("suffix", _UNREAD, None),
-    _translated("gpu_ids", "`device`; one number at most", actions.gpu_ids, [0]),
+    _translated("gpu_ids", "`device`, or `distributed.gpu_ids` where there are several", actions.gpu_ids, [0]),
     _translated("fp16", "`precision: fp16` or `fp32`", actions.fp16, True),
     _refused("grad_scaler_enabled", "gradients are scaled with 'precision: fp16' only", "write that", (False, None)),
     _moved("use_tb_logger", "logger.tensorboard", True),
@@ -111,10 +113,10 @@ TOP = [
     _supported("checkpointing_enabled", "off where it is not given"),
     _moved("cuda_benchmarking_enabled", "cudnn_benchmark", True),
     _supported("anomaly_detection"),
-    _refused("dist_backend", "the run is one process", "remove it", (None, "nccl"), "the run is one process", "apex"),
-    _refused("dist", "the run is one process", "remove it", (False, None), "the run is one process"),
-    _dropped("ddp_find_unused_parameters", "the run is one process"),
-    _dropped("ddp_static_graph", "the run is one process"),
+    _dropped("dist_backend", _BY_TORCH, "apex"),
+    _dropped("dist", "the way in which it is started decides: torchrun or srun", True),
+    _dropped("ddp_find_unused_parameters", "parameters without a gradient need no option", True),
+    _dropped("ddp_static_graph", "steps may change while they run, at no cost", True),
     _dropped("keep_optimizer_states_on_cpu", "the states stay on the device: the same result, with more memory"),
     _refused(
         "automatically_scale_grads_for_fanin",
@@ -176,6 +178,16 @@ DATASETS = [
     _supported("datasets.*.n_workers", "0 where it is not given"),
     _supported("datasets.*.pin_memory"),
     *(
+        _refused(
+            f"{path}.fetch_alt_image",
+            "samples have one image",
+            "for two views of each image take 'mode: byol_dataset'",
+            (False, None),
+            "samples have one image",
+        )
+        for path in ("datasets.*", "datasets.*.dataset")
+    ),
+    *(
         _translated(
             f"datasets.*.{name}", "dropped with `mode: fullimage`, which is for validation", actions.fullimage_training, 1
         )
@@ -192,10 +204,19 @@ NETWORKS = [
     _supported("networks.*.trainable", "false freezes the network and keeps it in evaluation mode, as its name says"),
     _translated("networks.*.after", "`after` of the losses of the steps that train it", actions.network_after, 100),
     _dropped("networks.*.wandb_debug", _NO_WANDB),
+    _dropped("networks.*.kwargs.straight_through", _UNREAD, False),
+    _dropped(
+        "networks.*.kwargs.record_codes",
+        "how many codes are in use is an output of the network: show it with the injector 'log'",
+    ),
+    _dropped("networks.*.kwargs.discretization_loss_averaging_steps", "no loss is computed of how evenly codes are used", 100),
     _supported("networks.*.args", "or `kwargs`: the same as options that stand beside"),
     _translated(
         "networks.*.scale", "an option of architectures that have it; dropped at other discriminators", actions.network_scale, 2
     ),
+    _dropped("networks.*.flow.noInitialInj", _UNREAD),
+    _dropped("networks.*.flow.patch_size", "pictures of any size go through a flow", 160),
+    _dropped("networks.*.flow.fea_up-1", "which of the encoder's features a level is told follows from its size"),
 ]
 
 PATH = [
@@ -365,8 +386,9 @@ EVAL = [
     Key(
         "eval.evaluators",
         "translated",
-        "left out, with a notice of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
-        actions.evaluators,
+        "`flow_gaussian_nll`, `flownet_gaussian`: a data set to validate on and one of `eval.values`; left out, with a notice "
+        "of what measures the same, where something does (`sr_diffusion_fid`); others are planned",
+        evaluators,
         {"x": {"type": "sr_diffusion_fid"}},
     ),
     _refused("eval.pure", "validation measures 'eval.metrics', not losses", "name metrics there", (False, None)),

@@ -201,7 +201,7 @@ def _scaled(section: InjectorConfig, sources: list[Picture]) -> Picture:
 
 
 _RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("direct", "detach", "to_device", "constant", "clamp", "normalize", "denormalize"), _same),
+    **dict.fromkeys(("direct", "detach", "to_device", "all_gather", "constant", "clamp", "normalize", "denormalize"), _same),
     **dict.fromkeys(("add_noise", "batch_rotate", "mix_and_label"), _same),
     **dict.fromkeys(("interpolate", "resize"), _scaled),
     "grey": lambda section, sources: replace(_same(section, sources), channels=3),

@@ -11,7 +11,7 @@ from dlas.config.source import Mark
 from dlas.config.typespec import Cursor
 from dlas.config.wiring.components import Facts, Reference, at, chosen, entry_of, facts
 from dlas.config.wiring.gates import Window, first_uncovered, window_of
-from dlas.registry import nearest
+from dlas.registry import DATASETS, nearest
 
 Place = tuple[Mark, str]
 
@@ -230,6 +230,10 @@ class _Checker:
         # What it always gives, and what its options say that it gives.
         found = facts(dataset, self.problems)
         keys = [*entry.attributes.get("provides", ()), *(reference.name for reference in found.writes)]
+        inner = dataset.options.get(entry.attributes.get("passes_on", ""))
+        inner_entry = DATASETS.find(inner["mode"]) if inner else None
+        if inner_entry is not None:
+            keys += inner_entry.attributes.get("provides", ())
         if not keys or not found.complete:
             return _State(open=True)
         label = dataset.yaml_path.rpartition(".")[2]

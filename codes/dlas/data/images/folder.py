@@ -145,10 +145,17 @@ class ImageFolder(CutImages):
         }
 
     def _normalised(self, image: Tensor) -> Tensor:
-        if self.normal is None:
-            return image
-        mean, deviation = (torch.tensor(each)[:, None, None] for each in self.normal)
-        return (image - mean) / deviation
+        return image if self.normal is None else _normalised(image, self.normal)
+
+
+def imagenet_normalised(image: Tensor) -> Tensor:
+    """(3, H, W), RGB in [0, 1], less ImageNet's mean and divided by its deviation."""
+    return _normalised(image, _NORMALS["imagenet"])
+
+
+def _normalised(image: Tensor, normal: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in normal)
+    return (image - mean) / deviation
 
 
 def class_numbers(files: Sequence[Path], paths: str | Sequence[str]) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dlas.engine.distributed import Ranks
+from dlas.engine.distributed.tensors import local
 from dlas.engine.health.holding import HeldOptimizer
 from dlas.engine.health.spikes import SpikeScore
 
@@ -112,7 +113,7 @@ class UpdateGuard:
         assert self._loss is not None
         found = torch.zeros_like(self._one)
         by_type: dict[torch.dtype, list[Tensor]] = {}
-        for gradient in gradients:
+        for gradient in map(local, gradients):
             if gradient.layout is torch.strided and gradient.is_floating_point():
                 by_type.setdefault(gradient.dtype, []).append(gradient)
             else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dlas.config.schema import HealthConfig
 from dlas.context import Context
 from dlas.engine.distributed import Ranks
+from dlas.engine.distributed.tensors import local
 from dlas.engine.health.buffers import BufferKeeper
 from dlas.engine.health.guard import GOOD, GRADIENT, LOSS, SPIKE, UpdateGuard
 from dlas.engine.health.policy import DONE, WORDS, Decision, Kind, StepHealth
@@ -97,6 +98,7 @@ class HealthMonitor:
         meter: takes the figures of good updates.
         device: where everything runs.
         lag: iterations after which the host looks; by default 1 on a GPU, else 0.
+        sharded: weights are cut up among the ranks; the lag is 0 then, since such updates cannot be held on the device.
         ranks: the processes that must agree; by default all.
     """
 
@@ -109,6 +111,7 @@ class HealthMonitor:
         device: torch.device,
         *,
         lag: int | None = None,
+        sharded: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         self.steps = {step.name: step for step in steps}
@@ -116,7 +119,7 @@ class HealthMonitor:
         self.networks = networks
         self.meter = meter
         self.device = device
-        self.lag = int(device.type == "cuda") if lag is None else lag
+        self.lag = int(device.type == "cuda" and not sharded) if lag is None else lag
         self.history = {name: StepHealth() for name in self.steps}
         self.buffers = BufferKeeper([*networks.values(), *(each.loss for step in steps for each in step.losses)])
         self.latch = torch.zeros((), device=device) if self.lag else None
@@ -126,10 +129,10 @@ class HealthMonitor:
         self._at_start: Tensor | bool = False
         self._bad: BadUpdate | None = None
         self._told = 0
-        ranks = ranks or Ranks.current()
+        self.ranks = ranks or Ranks.current()
         for step in steps:
             spikes = _spike_score(settings[step.name], device)
-            step.guard = UpdateGuard(step.optimizer, step.scaler, spikes, self.latch, ranks, device)
+            step.guard = UpdateGuard(step.optimizer, step.scaler, spikes, self.latch, self.ranks, device)
 
     # ------------------------------------------------------------------------------------------------------ in an iteration
 
@@ -210,7 +213,8 @@ class HealthMonitor:
         """
         name = bad.step.name
         trained = [key for step in self.steps.values() for key in step.trained]
-        spoilt = [key for key in trained if not all(p.isfinite().all() for p in self.networks[key].parameters())]
+        finite = {key: all(local(p).isfinite().all() for p in self.networks[key].parameters()) for key in trained}
+        spoilt = [key for key in trained if self.ranks.any(not finite[key])]
         return self.history[name].decide(bad.kind, self.settings[name], spoilt, rollbacks)
 
     def tell(self, bad: BadUpdate, decision: Decision, more: str = "") -> None:
@@ -283,7 +287,7 @@ class HealthMonitor:
                     self.history[each.step.name].updated()
                     self._settle(each)
                 continue
-            values = Meter.means(each.values)
+            values = self.meter.means(each.values)
             self._bad = BadUpdate(each.step, iteration, _KINDS[code], each.parts, each.contexts, values)
             # Whatever came after it was held.
             self._discard([*watched[number:], *(later for record in self._pending for later in record.watched)])

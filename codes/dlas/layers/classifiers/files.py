@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -171,8 +172,12 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, containers: Sequence[str] = ()) -> dict[str, Tensor]:
     """A state dict from a .safetensors file or one of torch, on the CPU.
+
+    Args:
+        path: the file.
+        containers: entries of a file of torch under which the state dict may be.
 
     Raises:
         CheckpointError: it cannot be read or holds something else.
@@ -185,16 +190,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    content = next((content[name] for name in containers if isinstance(content.get(name), dict)), content)
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def load_exactly(network: torch.nn.Module, path: Path, title: str) -> None:
+def load_exactly(network: torch.nn.Module, path: Path, title: str, containers: Sequence[str] = ()) -> None:
     """Loads all of a network's entries from a file, which may hold more of them.
+
+    Args:
+        network: to fill.
+        path: the file.
+        title: what it should hold, for messages.
+        containers: as in `read_tensors`.
 
     Raises:
         CheckpointError: the file holds another network.
     """
-    weights = read_tensors(path)
+    weights = read_tensors(path, containers)
     wanted = network.state_dict()
     # Files that were written before batch norm counted its batches have no such entries, and nothing here reads them.
     wanted = {key: value for key, value in wanted.items() if not key.endswith("num_batches_tracked")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from dlas.layers.switched.gate import DropoutForm, Gate, NormForm
 from dlas.layers.switched.product import switched_conv2d
-from dlas.layers.switched.selectors import MappingNetwork
+from dlas.layers.switched.routing import RouterForm
+from dlas.layers.switched.selectors import LambdaCoupler, MappingNetwork
 
-Selector: TypeAlias = Literal["coupler", "mapping", "outside"]
-"""coupler: a 1x1 convolution of the layer. mapping: a `MappingNetwork` of the layer. outside: logits are given to `forward`."""
+Selector: TypeAlias = Literal["coupler", "lambda", "lambda2", "mapping", "outside"]
+"""coupler: a 1x1 convolution of the layer. lambda, lambda2: a `LambdaCoupler` with one lambda layer, or two. mapping: a
+`MappingNetwork` of the layer. outside: logits are given to `forward`."""
 
 
 class SwitchedConv2d(nn.Module):
@@ -41,6 +43,7 @@ class SwitchedConv2d(nn.Module):
         dropout: probability with which a kernel is out of a sample's choice.
         dropout_form: what such a kernel has instead of its logit.
         temperature: divides the logits; `gate.temperature` may be changed in training.
+        router: how the winner is found; `RouterForm`.
 
     Raises:
         ValueError: the kernel is even, or an option has no such value.
@@ -66,6 +69,7 @@ class SwitchedConv2d(nn.Module):
         dropout: float = 0.0,
         dropout_form: DropoutForm = "zero",
         temperature: float = 1.0,
+        router: RouterForm = "largest",
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
@@ -80,10 +84,13 @@ class SwitchedConv2d(nn.Module):
         self.coupler: nn.Module | None = None
         if selector == "coupler":
             self.coupler = nn.Conv2d(features, breadth, 1)
+        elif selector in ("lambda", "lambda2"):
+            self.coupler = LambdaCoupler(features, breadth, layers=2 if selector == "lambda2" else 1)
         elif selector == "mapping":
             self.coupler = MappingNetwork(features, breadth)
         elif selector != "outside":
-            raise ValueError(f"a switched convolution has the selectors 'coupler', 'mapping' and 'outside', got {selector!r}")
+            known = ", ".join(map(repr, get_args(Selector)))
+            raise ValueError(f"a switched convolution has the selectors {known}, got {selector!r}")
         self.gate = Gate(
             breadth,
             hard=hard,
@@ -92,6 +99,7 @@ class SwitchedConv2d(nn.Module):
             dropout=dropout,
             dropout_form=dropout_form,
             temperature=temperature,
+            router=router,
         )
         self.reset_parameters()
 

@@ -1,12 +1,15 @@
-"""From logits to how much each switch takes part: dropout, softmax, a memory of how often each is used, the winner alone."""
+"""From logits to how much each switch takes part: dropout, softmax, a memory of how often each is used, the winner."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from dlas.layers.switched.routing import NoisyRouter, Routed, RouterForm, route_top1
+from dlas.ranks import add_up
 
 NormForm: TypeAlias = Literal["sum_to_one", "rescaled"]
 """sum_to_one: shares are renormalised after the division (June 2020 to May 2021). rescaled: they are not; the divisor itself
@@ -47,7 +50,8 @@ class SwitchNorm(nn.Module):
 
     def forward(self, shares: Tensor) -> Tensor:
         """(B, breadth, H, W), positive -> the same shape; in training the memory moves on by a row."""
-        if self.training and torch.is_grad_enabled():
+        # A backward pass that computes activations again sees the memory as the forward pass left it.
+        if self.training and torch.is_grad_enabled() and not _in_backward():
             self._remember(shares)
         usual = self.accumulator.mean(dim=0)
         if self.form == "rescaled":
@@ -60,12 +64,15 @@ class SwitchNorm(nn.Module):
     @torch.no_grad()
     def _remember(self, shares: Tensor) -> None:
         used = shares.sum(dim=(0, 2, 3), dtype=torch.float32)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(used)
+        add_up(used)
         self.accumulator.index_copy_(0, self.accumulator_index, (used / used.mean())[None].to(self.accumulator.dtype))
         self.accumulator_index += 1
         self.accumulator_filled |= (self.accumulator_index == len(self.accumulator)).long()
         self.accumulator_index %= len(self.accumulator)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # what torch itself asks; there is no public name
 
 
 def drop_switches(logits: Tensor, rate: float, form: DropoutForm = "zero") -> Tensor:
@@ -81,28 +88,6 @@ def drop_switches(logits: Tensor, rate: float, form: DropoutForm = "zero") -> Te
     return logits * kept if form == "zero" else logits.masked_fill(~kept, -torch.inf)
 
 
-class _RouteTop1(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, shares: Tensor) -> Tensor:
-        winner = shares.argmax(dim=1, keepdim=True)
-        ctx.save_for_backward(winner, shares.gather(1, winner))
-        return torch.zeros_like(shares).scatter_(1, winner, 1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        winner, share = ctx.saved_tensors
-        return torch.zeros_like(grad).scatter_(1, winner, grad.gather(1, winner) / share)
-
-
-def route_top1(shares: Tensor) -> Tensor:
-    """1 for the largest share of each place, 0 for the others: (B, breadth, H, W) -> the same shape.
-
-    The gradient reaches the winner alone, divided by its share: that of ``shares / shares.detach()`` at the winner.
-    """
-    return _RouteTop1.apply(shares)
-
-
 class Gate(nn.Module):
     """Logits to shares: dropout (in training), softmax with a temperature, `SwitchNorm`, and the winner alone if it is hard.
 
@@ -114,9 +99,14 @@ class Gate(nn.Module):
         dropout: probability with which a switch is out of a sample's choice.
         dropout_form: what such a switch has instead of its logit; `DropoutForm`.
         temperature: divides the logits. It is an attribute that training may change: high at first, 1 at the end.
+        router: how the winner is found; `RouterForm`.
+
+    Attributes:
+        watcher: told of what each forward makes; None: nobody.
 
     Raises:
-        ValueError: the dropout is not in [0, 1), its form unknown, or the temperature not positive.
+        ValueError: the dropout is not in [0, 1), its form unknown, or the temperature not positive; or a noisy router is not
+            hard, or has a norm.
     """
 
     def __init__(
@@ -129,8 +119,13 @@ class Gate(nn.Module):
         dropout: float = 0.0,
         dropout_form: DropoutForm = "zero",
         temperature: float = 1.0,
+        router: RouterForm = "largest",
     ) -> None:
         super().__init__()
+        if router not in ("largest", "noisy"):
+            raise ValueError(f"the winner among switches is found by a router 'largest' or 'noisy', got {router!r}")
+        if router == "noisy" and (not hard or norm is not None or dropout_form == "exclude"):
+            raise ValueError("a noisy router is hard, and has no norm and no excluded switches: losses balance it")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout of switches is a probability below 1, got {dropout}")
         if dropout_form not in ("zero", "exclude"):
@@ -139,13 +134,24 @@ class Gate(nn.Module):
             raise ValueError(f"the temperature of switches must be above 0, got {temperature}")
         self.hard, self.dropout, self.dropout_form, self.temperature = hard, dropout, dropout_form, temperature
         self.norm = SwitchNorm(breadth, norm_window, norm) if norm else None
+        self.router = NoisyRouter(breadth) if router == "noisy" else None
+        self.watcher: Callable[[Routed], None] | None = None
 
     def forward(self, logits: Tensor) -> Tensor:
         """(B, breadth, H, W) -> shares of the same shape, in float32."""
-        logits = logits.float()
+        routed = self.route(logits.float())
+        if self.watcher is not None:
+            self.watcher(routed)
+        return routed.chosen
+
+    def route(self, logits: Tensor) -> Routed:
+        """All that `forward` makes of logits in float32."""
         if self.training and self.dropout:
             logits = drop_switches(logits, self.dropout, self.dropout_form)
-        shares = torch.softmax(logits / self.temperature, dim=1)
+        logits = logits / self.temperature
+        if self.router is not None:
+            return self.router(logits)
+        shares = torch.softmax(logits, dim=1)
         if self.norm is not None:
             shares = self.norm(shares)
-        return route_top1(shares) if self.hard else shares
+        return Routed(route_top1(shares) if self.hard else shares, shares)

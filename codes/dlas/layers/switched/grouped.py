@@ -87,32 +87,28 @@ class _GroupedConv2d(torch.autograd.Function):
         padded = _padded(x, padding)
         pixels = padded.flatten(0, 2)
         layout = _layout(chosen, padded.shape, weight.shape[-1], stride)
-        result = x.new_empty(batch * height * width, weight.shape[0])
+        # Not a view, so that what follows may work in place, as activations do.
+        y = x.new_empty((batch, weight.shape[0], height, width)).contiguous(memory_format=torch.channels_last)
+        result = y.permute(0, 2, 3, 1).view(batch * height * width, -1)
         matrices = _matrices(weight)
         for number, places, rows in layout.groups():
             patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
             own_bias = bias[number] if bias is not None and bias.dim() == 2 else bias
             product = patches @ matrices[number] if own_bias is None else torch.addmm(own_bias, patches, matrices[number])
             result.index_copy_(0, places, product)
-        y = result.view(batch, height, width, -1).permute(0, 3, 1, 2)
         ctx.padding, ctx.size, ctx.layout = padding, x.shape[2:], layout
         # The padded input is kept in place of the input: laying it out again would take longer than it saves.
-        ctx.save_for_backward(padded, weight, bias, y)
+        # The output is kept as a copy, for what follows may change it.
+        ctx.save_for_backward(padded, weight, bias, result.clone() if ctx.needs_input_grad[2] else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        padded, weight, bias, y = ctx.saved_tensors
+        padded, weight, bias, result = ctx.saved_tensors
         wants_x, wants_weight, wants_chosen, wants_bias = ctx.needs_input_grad[:4]
         padding, size, layout = ctx.padding, weight.shape[-1], ctx.layout
-        rows_of_grad = grad.permute(0, 2, 3, 1).contiguous()
-        grad_chosen = None
-        if wants_chosen:
-            # What a share is multiplied by is the output itself; it is told to all switches, and the route keeps the winner's.
-            told = (rows_of_grad * y.permute(0, 2, 3, 1)).sum(dim=3)
-            grad_chosen = told[:, None].expand(-1, weight.shape[2], -1, -1)
-        flat = rows_of_grad.flatten(0, 2)
+        flat = grad.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
         pixels = padded.flatten(0, 2)
         matrices = _matrices(weight)
         grad_pixels = torch.zeros_like(pixels) if wants_x else None
@@ -124,12 +120,18 @@ class _GroupedConv2d(torch.autograd.Function):
                 patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
                 grad_matrices[number].addmm_(patches.t(), own)
             if grad_pixels is not None:
-                spread = (own @ matrices[number].t()).view(len(places) * size * size, -1)
+                spread = (own @ matrices[number].t()).view(len(rows) * size * size, -1)
                 grad_pixels.index_add_(0, rows.flatten(), spread)
             if grad_bias is not None and grad_bias.dim() == 2:
                 grad_bias[number] += own.sum(dim=0)
         if grad_bias is not None and grad_bias.dim() == 1:
             grad_bias = flat.sum(dim=0)
+        grad_chosen = None
+        if wants_chosen:
+            batch, _, height, width = grad.shape
+            # What a share is multiplied by is the output itself; it is told to all switches, and the route keeps the winner's.
+            told = torch.linalg.vecdot(flat, result).view(batch, 1, height, width)
+            grad_chosen = told.expand(-1, weight.shape[2], -1, -1)
         if grad_pixels is not None:
             height, width = ctx.size
             inner = grad_pixels.view(padded.shape)[:, padding : padding + height, padding : padding + width]

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from dlas.layers.switched.grouped import grouped_conv2d
 
+FEWEST_GROUPED = 3
+"""Kernels from which grouping places by kernel is faster on the CPU than applying all; `benchmarks/switched_conv.py`."""
+
 
 def switched_conv2d(
     x: Tensor,
@@ -29,12 +32,13 @@ def switched_conv2d(
         stride: of the convolutions.
         padding: zeros on each side.
         hard: says that one share of each place is 1 and the others 0, as `route_top1` makes them. Then only the chosen kernel
-            is applied on the CPU, and the gradient of the shares is the published one: that of the chosen, at all of them.
+            is applied on the CPU, from three kernels on, and the gradient of the shares is the published one: that of the
+            chosen, at all of them.
 
     Returns:
         (B, out, H', W').
     """
-    if hard and x.device.type == "cpu":
+    if hard and x.device.type == "cpu" and weight.shape[2] >= FEWEST_GROUPED:
         return grouped_conv2d(x, weight, shares, bias, stride, padding)
     return summed_conv2d(x, weight, shares, bias, stride, padding)
 

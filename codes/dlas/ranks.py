@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -16,6 +18,19 @@ def add_up(*totals: Tensor) -> None:
     if are_many():
         for total in totals:
             distributed.all_reduce(total)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes; `values` itself stays."""
+    if are_many():
+        values = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(values)
+    return values
+
+
+def how_many() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if are_many() else 1
 
 
 def largest(number: int, device: torch.device) -> int:
@@ -39,3 +54,22 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(parts, padded)
     return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """As `gather`, for the same N everywhere; the gradient of a row is the sum of those that the processes have for it."""
+    return rows if not are_many() else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        distributed.all_reduce(total)
+        return total.chunk(distributed.get_world_size())[distributed.get_rank()]

@@ -1,0 +1,165 @@
+"""Weights, gradients, optimiser states and averages are cut up among the processes (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from dlas.config import Config
+from dlas.engine.distributed.buffers import BufferSharing, broadcast
+from dlas.engine.distributed.ranks import Ranks
+from dlas.engine.distributed.tensors import cut_like, whole
+from dlas.errors import ConfigurationError
+
+
+class FullySharded:
+    """Full sharding by `torch.distributed.fsdp.fully_shard`; see `Strategy`.
+
+    A network is gathered block by block as it runs. Every process evaluates the whole set: blocks are gathered by all processes
+    together, which must therefore run equally often.
+
+    Args:
+        config: of the run.
+        device: of this process.
+
+    Raises:
+        ConfigurationError: the file asks for what sharded networks cannot do.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        assert config.train is not None, "only training is spread"
+        if config.train.micro_batch_size == "auto":
+            raise ConfigurationError(
+                "train.micro_batch_size: auto cannot be had with distributed.strategy: fsdp, since processes cannot try again "
+                "alone; write a number, or take 'ddp'"
+            )
+        if config.eval.tile == "auto":
+            raise ConfigurationError(
+                "eval.tile: auto cannot be had with distributed.strategy: fsdp, since processes must cut alike; write a number"
+            )
+        if config.distributed.sync_batchnorm:
+            raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
+        self.ranks = Ranks.current()
+        self.evaluating = Ranks()
+        self.whole = False
+        self._methods = _methods(config)
+        self._mesh = init_device_mesh(device.type, (self.ranks.world_size,))
+        compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
+        # Inputs stay what they are: a timestep in 16 bits would be another one. Autocast sees to products.
+        self._policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        self._networks: Mapping[str, nn.Module] = {}
+        self._buffers = BufferSharing()
+
+    def spread(self, networks: Mapping[str, nn.Module]) -> None:
+        """Cuts the networks up, repeated blocks each for itself."""
+        broadcast(networks.values())
+        self._networks = networks
+        for name, network in networks.items():
+            for block in blocks(network):
+                self._shard(block)
+            self._shard(network)
+            for method in self._methods.get(name, ()):
+                register_fsdp_forward_method(network, method)
+            network.register_load_state_dict_pre_hook(_cut_up)
+
+    def _shard(self, module: nn.Module) -> None:
+        # The whole is given back after each forward pass, too: between passes everything sees the parts.
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy)
+
+    def exchange(self, step: str, named: Mapping[str, Tensor]) -> ShardedExchange:
+        """Gradients are cut up and averaged by the networks themselves."""
+        del step
+        trained = dict.fromkeys(name.split(".", 1)[0] for name in named)
+        return ShardedExchange([self._networks[name] for name in trained])
+
+    def any_rank(self, flag: bool) -> bool:
+        """The flag of this process: others wait within a backward pass for one that failed there, until it ends."""
+        return flag
+
+    def share_buffers(self, modules: Iterable[nn.Module]) -> None:
+        """See `BufferSharing`; buffers are not cut up."""
+        self._buffers.share(modules)
+
+    def gathered(self, state: Any) -> Any:
+        """Tensors are put together one by one, in the host's memory of rank 0."""
+        if isinstance(state, Tensor):
+            if not hasattr(state, "device_mesh"):
+                return state
+            tensor = whole(state.detach())
+            return tensor.cpu() if self.ranks.main else state
+        if isinstance(state, dict):
+            return {key: self.gathered(value) for key, value in state.items()}
+        if isinstance(state, list | tuple):
+            return type(state)(self.gathered(value) for value in state)
+        return state
+
+
+class ShardedExchange:
+    """Gradients travel at the last micro-batch only; see `GradientExchange`.
+
+    Args:
+        networks: that the step trains.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        self._networks = [network for network in networks if isinstance(network, FSDPModule)]
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Until the last one, whole gradients are kept."""
+        for network in self._networks:
+            network.set_requires_gradient_sync(last)
+        yield
+
+    def finish(self) -> None:
+        """The backward pass has done it."""
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a network: children of one class in a list or a sequence, unless they are single layers.
+
+    Networks that use a parameter in several places have none: a parameter belongs to one block.
+    """
+    places = [id(p) for module in network.modules() for p in module.parameters(recurse=False)]
+    if len(places) != len(set(places)):
+        return []
+    found: list[nn.Module] = []
+    _find_blocks(network, found)
+    return found
+
+
+def _find_blocks(module: nn.Module, found: list[nn.Module]) -> None:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential) and _repeats(child):
+            found += [each for each in child if any(True for _ in each.parameters())]
+        else:
+            _find_blocks(child, found)
+
+
+def _repeats(container: nn.Module) -> bool:
+    members = [each for each in container.children() if any(True for _ in each.parameters())]
+    return len(members) > 1 and len({type(each) for each in members}) == 1 and any(True for _ in members[0].children())
+
+
+def _methods(config: Config) -> dict[str, set[str]]:
+    """Methods other than `forward` by which injectors call networks."""
+    found: dict[str, set[str]] = {}
+    sections = [each for step in config.steps.values() for each in step.injectors.values()]
+    for section in (*sections, *(each for _, each in config.evaluation_injectors())):
+        method = section.options.get("method")
+        if isinstance(method, str):
+            found.setdefault(str(section.options.get("generator")), set()).add(method)
+    return found
+
+
+def _cut_up(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Whole tensors of a state dict that is being loaded, cut up as the network's are."""
+    for name, own in module.state_dict(keep_vars=True).items():
+        if prefix + name in state_dict:
+            state_dict[prefix + name] = cut_like(own, state_dict[prefix + name])

@@ -1,0 +1,52 @@
+"""What the engine asks of a way to train in several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from dlas.engine.distributed.ranks import Ranks
+
+
+class GradientExchange(Protocol):
+    """Makes the gradients of one step their mean over all ranks."""
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Forward and backward of a micro-batch run within it; only in the last one of a batch may gradients travel."""
+
+    def finish(self) -> None:
+        """After the last backward pass, also after a failed one: returns when the gradients are those of the whole batch."""
+
+
+class Strategy(Protocol):
+    """One of several ways to train in several processes. The engine does not know which one runs.
+
+    Networks stay what they are, without a wrapper: injectors and losses call any method of any of them, any number of times.
+
+    Attributes:
+        ranks: the processes.
+        evaluating: the processes that share an evaluation; a single one where each evaluates everything.
+        whole: whether every process holds all weights. Where it does not, a step cannot be run again by one process alone.
+    """
+
+    ranks: Ranks
+    evaluating: Ranks
+    whole: bool
+
+    def spread(self, networks: Mapping[str, nn.Module]) -> None:
+        """Makes trained networks alike on all ranks or cuts them up among them, in place, before optimisers are made."""
+
+    def exchange(self, step: str, named: Mapping[str, Tensor]) -> GradientExchange:
+        """For a step that trains the parameters `named`."""
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank after the backward passes of a step; of this one where others cannot be asked."""
+
+    def share_buffers(self, modules: Iterable[nn.Module]) -> None:
+        """Gives buffers that an iteration has changed (running statistics) the values that they have on rank 0."""
+
+    def gathered(self, state: Any) -> Any:
+        """A nested state with whole tensors on rank 0; on others what is there."""

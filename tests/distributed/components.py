@@ -1,0 +1,102 @@
+"""Components that only tests in several processes use."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlas.context import Context
+from dlas.injectors.base import Injector, State
+from dlas.losses.base import Loss
+from dlas.registry import ARCHS, INJECTORS, LOSSES
+from dlas.types import PositiveInt, StateIn, StateOut
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.GroupNorm(1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W), likewise."""
+        return x + torch.tanh(self.norm(self.conv(x)))
+
+
+@ARCHS.register("ToyBlocks")
+class ToyBlocks(nn.Module):
+    """Repeated blocks between two convolutions, and a branch that nothing uses."""
+
+    def __init__(self, *, width: PositiveInt = 5, count: PositiveInt = 3, scale: PositiveInt = 2) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(width) for _ in range(count)])
+        self.spare = nn.Linear(2, 2)
+        self.last = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, 3, h * scale, w * scale)."""
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return nn.functional.pixel_shuffle(self.last(x), self.scale)
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """For the tests over the registry."""
+        return {}, (torch.rand(2, 3, 8, 8),)
+
+
+@LOSSES.register("toy_bad_sample")
+class BadSample(Loss):
+    """Mean of its input; not a number for the micro-batch with one place of the sample order."""
+
+    def __init__(self, *, in_: StateIn, position: int) -> None:
+        super().__init__()
+        self.source = in_
+        self.position = position
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        mean = state[self.source].float().square().mean()
+        return mean * torch.nan if self.position in context.positions else mean
+
+
+@LOSSES.register("toy_contrast")
+class Contrast(Loss):
+    """Each sample of one set is to be nearest to its own among those of the other."""
+
+    def __init__(self, *, in_: StateIn, of: StateIn) -> None:
+        super().__init__()
+        self.one = in_
+        self.other = of
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        one, other = (state[key].float().mean((2, 3)) for key in (self.one, self.other))
+        return nn.functional.cross_entropy(one @ other.t(), torch.arange(len(one)))
+
+
+@INJECTORS.register("toy_death")
+class Death(Injector):
+    """Fails, or sends its process a signal, in one rank at one step; out = in."""
+
+    def __init__(self, *, in_: StateIn, out: StateOut, at: int, rank: int, number: int | None = None) -> None:
+        self.source = in_
+        self.out = out
+        self.at = at
+        self.rank = rank
+        self.number = number
+
+    def __call__(self, state: State, context: Context) -> dict[str, Any]:
+        if context.step == self.at and int(os.environ.get("RANK", "0")) == self.rank:
+            if self.number is None:
+                raise RuntimeError("the toy has died")
+            os.kill(os.getpid(), self.number)
+        return {self.out: state[self.source]}
