@@ -209,7 +209,7 @@ def test_nothing_is_overwritten_or_mixed(photos, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("mine")
     assert "exists with other content" in refused(photos, "-o", out, *TILES, "--meta-info", tmp_path / "list.txt")
     grey = (photos / "sub/grey.png").rename(tmp_path / "grey.png")
-    assert "results of 1 pictures that are no longer in the sources" in refused(photos, "-o", out, *TILES)
+    assert "results of 1 files that are no longer in the sources" in refused(photos, "-o", out, *TILES)
     grey.rename(photos / "sub/grey.png")
     assert tree(out) == before
     (out / "HR/stranger.txt").write_text("mine")

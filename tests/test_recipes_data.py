@@ -68,7 +68,7 @@ def test_tiles_cover_a_photograph_to_its_edges_and_flat_ones_are_left_out(script
 
 
 def test_without_apt_the_message_says_what_to_fetch(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script.shutil, "which", lambda program: None)
+    monkeypatch.setattr("shutil.which", lambda program: None)
     assert script.main([str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "apt-get is not here" in said

@@ -394,7 +394,11 @@ def test_every_component_is_in_the_schema_with_its_options():
             definition = SCHEMA["$defs"][f"{entry.kind}.{entry.name}"]
             assert definition.get("additionalProperties", True) is entry.accepts_any
             for option in options_of(entry):
-                assert definition["properties"][option.name]["description"] == option.meaning
+                options = SCHEMA["$defs"][f"{entry.kind}.{entry.name}.options"]["properties"]
+                assert definition["properties"][option.name] == {
+                    "$ref": f"#/$defs/{entry.kind}.{entry.name}.options/properties/{option.name}"
+                }
+                assert options[option.name]["description"] == option.meaning
     metrics = SCHEMA["$defs"]["EvalConfig"]["properties"]["metrics"]["items"]["enum"]
     assert set(metrics) == set(shipped(METRICS))
 

@@ -17,7 +17,7 @@ from dlas.engine.results import as_pictures, measured
 from dlas.engine.testing import run_test
 from dlas.engine.trainer import Trainer
 from dlas.layers.mel import HIGHEST, LOWEST
-from dlas.observe.waves import write_wav
+from dlas.observe.sounds import write_wav
 from runs import rows
 from spoken import corpus
 

@@ -8,8 +8,6 @@ Packages are downloaded with apt and unpacked into a temporary folder; nothing i
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from debian_packages import PreparationError, fetch, unpack
 
 PACKAGES = {
     "lomiri-wallpapers-16.04": (
@@ -79,10 +80,6 @@ class Photograph(NamedTuple):
         return self.name in VALIDATION
 
 
-class PreparationError(Exception):
-    """What the user has to do before this can work."""
-
-
 def photographs() -> list[Photograph]:
     """All of them, in the order of their names."""
     found = []
@@ -91,48 +88,6 @@ def photographs() -> list[Photograph]:
             name = given.partition("/")[0].removesuffix(".jpg").removesuffix(".png")
             found.append(Photograph(name, package, template.format(given)))
     return sorted(found)
-
-
-def fetch(debs: Path, packages: list[str]) -> None:
-    """Downloads the packages that do not lie in the folder.
-
-    Raises:
-        PreparationError: there is no apt, or it does not find the packages.
-    """
-    wanted = [package for package in packages if not list(debs.glob(f"{package}_*.deb"))]
-    if not wanted:
-        return
-    if shutil.which("apt-get") is None:
-        raise PreparationError(
-            "apt-get is not here: the photographs lie in packages of Debian and Ubuntu. On another system, fetch the files\n"
-            f"{', '.join(wanted)} from https://packages.debian.org/bookworm/all/<package>/download into a folder\n"
-            "and name it with --debs. The recipes' small files need none of this: they use the built-in photographs."
-        )
-    print(f"downloading {', '.join(wanted)} (about 200 MB in all)", flush=True)
-    done = subprocess.run(["apt-get", "-q", "download", *wanted], cwd=debs, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise PreparationError(
-            f"apt-get download failed: {''.join(reason)}\nIf it cannot locate a package, its lists are old or "
-            "empty: run 'apt-get update' as root, and on Ubuntu have the component 'universe' enabled."
-        )
-
-
-def unpack(debs: Path, tree: Path, packages: list[str]) -> None:
-    """Unpacks the packages into a folder.
-
-    Raises:
-        PreparationError: dpkg-deb is not here, or cannot read a file.
-    """
-    if shutil.which("dpkg-deb") is None:
-        raise PreparationError(
-            "dpkg-deb is not here; it unpacks the packages. It is part of the package dpkg of most distributions."
-        )
-    for package in packages:
-        for deb in sorted(debs.glob(f"{package}_*.deb"))[-1:]:
-            done = subprocess.run(["dpkg-deb", "-x", str(deb), str(tree)], capture_output=True, text=True)
-            if done.returncode:
-                raise PreparationError(f"{deb} cannot be unpacked ({done.stderr.strip()}); delete it and start again")
 
 
 def read(path: Path) -> Image.Image:
@@ -206,7 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
             debs, tree = given.debs or Path(scratch) / "debs", Path(scratch) / "tree"
             debs.mkdir(parents=True, exist_ok=True)
             tree.mkdir()
-            fetch(debs, list(PACKAGES))
+            instead = " The recipes' small files need none of this: they use the built-in photographs."
+            fetch(debs, list(PACKAGES), what="photographs", size="about 200 MB in all", without=instead)
             unpack(debs, tree, list(PACKAGES))
             missing = write(tree, given.out)
     except PreparationError as error:

@@ -27,6 +27,7 @@ _OF_THE_SYSTEM = (
 COMMANDS = {
     "train": "train what a YAML file describes",
     "test": "run and measure trained networks on images",
+    "evaluate": "measure clips of speech: error rates, voices, opinion scores, distances",
     "upscale": "enlarge pictures and videos with a trained or published network",
     "speak": "say a text with TorToiSe's networks and a voice",
     "export": "write a network in another form: onnx",
@@ -37,7 +38,7 @@ COMMANDS = {
     "ema": "make an average of any width from the snapshots of a run",
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
-    "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview",
+    "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview, speech",
     "list": "list what is registered, or the options of one name",
     "replay": "run the step of a crash bundle again and say what goes wrong",
     "convert": "change trained networks: switch, unswitch",

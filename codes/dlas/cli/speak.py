@@ -111,7 +111,7 @@ def _speak(speaker: Speaker, voice: Voice, arguments: argparse.Namespace) -> Non
     import torch
 
     from dlas.inference.speech.codes import SOUND_RATE
-    from dlas.observe.waves import write_wav
+    from dlas.observe.sounds import write_wav
 
     text = sys.stdin.read() if arguments.text == "-" else arguments.text
     settings = {name: getattr(arguments, name) for name in _SETTINGS}

@@ -542,7 +542,11 @@ class LoggerConfig(Section):
     visuals: list[str] = opt(
         [], "keys whose pictures, spectrograms, alignments or sound (as a spectrogram) go to <run>/visuals and TensorBoard"
     )
-    visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures")
+    audio: dict[str, PositiveInt] = opt(
+        {},
+        "state keys of sound, (B, N) or (B, 1, N), with their rates in Hz; the first of a batch is written beside the pictures",
+    )
+    visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures and sounds")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
 
 

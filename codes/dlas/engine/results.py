@@ -11,7 +11,7 @@ from dlas.config.schema import EvalConfig
 from dlas.data.images.files import write_png
 from dlas.layers.mel import HIGHEST, LOWEST, MelSpectrogram
 from dlas.metrics import quantize_8bit
-from dlas.observe.waves import write_wav
+from dlas.observe.sounds import write_wav
 
 
 def is_sound(results: Tensor) -> bool:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
 
 from dlas.config import Config
 from dlas.config.schema import StepConfig
 from dlas.context import mix_seed
-from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
 from dlas.engine import checkpoint
@@ -41,15 +38,14 @@ from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.progress import Progress
-from dlas.engine.results import as_pictures
 from dlas.engine.run_state import RunState
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 from dlas.engine.validation import Validation
+from dlas.engine.visuals import Visuals
 from dlas.engine.watchdog import Watchdog
 from dlas.errors import ConfigurationError, DataError, TrainingError, printable
 from dlas.observe.console import LOGGER, LogFile, compact, duration, progress_bar
-from dlas.observe.pictures import grid
 from dlas.observe.recorder import Recorder
 from dlas.observe.run_folder import RunFolder
 from dlas.optim.schedules import build_schedule
@@ -149,7 +145,7 @@ class Trainer:
         self.writer = writer(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
-        self._not_shown: set[str] = set()  # visuals that cannot be shown: told of once
+        self.visuals = Visuals(self.config.logger, self.folder)
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -287,9 +283,8 @@ class Trainer:
         progress.step += 1
         self._saved = False
         progress.samples += sum(len(part.positions) for part in parts) * self.ranks.world_size
-        visuals = self.config.logger.visuals
-        if visuals and progress.step % self.config.logger.visual_debug_rate == 0 and not self.health.bad_update(wait=True):
-            self._write_visuals(parts[0])
+        if self.visuals.due(progress.step) and not self.health.bad_update(wait=True) and self.ranks.main:
+            self.visuals.write(parts[0].state, progress.step, self.recorder)
         return parts
 
     # ------------------------------------------------------------------------------------------------- watching and saving
@@ -424,23 +419,6 @@ class Trainer:
             if self.best.step(self.progress.best) == self.progress.step:
                 self.save()
         self.clock.resume()
-
-    def _write_visuals(self, part: MicroBatch) -> None:
-        if not self.ranks.main:
-            return
-        for key in self.config.logger.visuals:
-            value = part.state.get(key)
-            reverse = self.config.logger.reverse_n1_to_1
-            if not isinstance(value, Tensor) or (images := as_pictures(value, reverse)) is None:
-                if key not in self._not_shown:
-                    LOGGER.warning(
-                        "logger.visuals: '%s' is not a batch of images in the state at step %d", key, self.progress.step
-                    )
-                self._not_shown.add(key)
-                continue
-            sheet, step = grid(images, columns=1 if value.dim() != 4 else 8), self.progress.step
-            self.folder.dispensable("visuals", partial(write_png, self.folder.visuals / key / f"{step}.png", sheet))
-            self.recorder.image(f"visuals/{key}", sheet, step)
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.

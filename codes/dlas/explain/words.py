@@ -326,7 +326,12 @@ def _files(config: Config) -> Item:
             f"visuals/<key>/<step>.png for {_and(logger.visuals)} (`logger.visuals`): every {logger.visual_debug_rate} "
             f"iterations (`logger.visual_debug_rate`){mapped}."
         )
-    told = {"print_freq", "save_checkpoint_freq", "tensorboard", "visuals", "visual_debug_rate", "reverse_n1_to_1"}
+    if logger.audio:
+        item.add(
+            f"visuals/<key>/<step>.wav and .png, a spectrogram, for {_and(list(logger.audio))} (`logger.audio`): every "
+            f"{logger.visual_debug_rate} iterations (`logger.visual_debug_rate`); TensorBoard has them, too."
+        )
+    told = {"print_freq", "save_checkpoint_freq", "tensorboard", "visuals", "audio", "visual_debug_rate", "reverse_n1_to_1"}
     _rest(chapter, logger, told, "logger.")
     where = path.resume_state or "the newest checkpoint of this folder, if there is one"
     chapter.add(f"The run goes on from {where} (`path.resume_state`).")

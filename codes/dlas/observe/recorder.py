@@ -73,8 +73,8 @@ class Recorder:
         self._tell(lambda writer: writer.add_image(tag, image, step))
 
     def sound(self, tag: str, sound: Tensor, rate: int, step: int) -> None:
-        """Sound, (N,) in [-1, 1], of a rate in Hz."""
-        self._tell(lambda writer: writer.add_audio(tag, sound.clamp(-1, 1), step, rate))
+        """Sound, (N,) in [-1, 1], of `rate` Hz."""
+        self._tell(lambda writer: writer.add_audio(tag, sound.clamp(-1, 1), step, sample_rate=rate))
 
     def text(self, tag: str, text: str) -> None:
         """Preformatted text."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dlas.cli.numbers import positive
 from dlas.errors import ConfigurationError, printable
 
 SUMMARY = "write a list of captions for a folder of images, by a function of yours or from a template"
@@ -28,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="with fields {folder} {name} {tone} {colour} {shape}; '{folder}, {tone}, {colour}, {shape}' by default",
     )
-    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="images at once (16)")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at once (16)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,10 +62,3 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"left out {printable(path)}: {reason}", file=sys.stderr)
     print(f"{result.made} images captioned, {result.kept} had a caption; {printable(output)}")
     return 1 if result.bad_files else 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
-    return value

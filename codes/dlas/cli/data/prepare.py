@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlas.cli.numbers import count, not_negative, positive
 from dlas.config import load
 from dlas.errors import ConfigurationError
 
@@ -26,25 +27,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an entry of the YAML file")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for the results: HR, LR_x4, chunks, ...")
     made = parser.add_argument_group("what is made of a picture")
-    made.add_argument("--tile-size", type=_positive, metavar="N", help="cut into squares of N pixels; else pictures stay whole")
-    made.add_argument("--step", type=_positive, metavar="N", help="pixels from one tile to the next (N of --tile-size)")
+    made.add_argument("--tile-size", type=positive, metavar="N", help="cut into squares of N pixels; else pictures stay whole")
+    made.add_argument("--step", type=positive, metavar="N", help="pixels from one tile to the next (N of --tile-size)")
     made.add_argument(
         "--thresh-size",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="lay a last tile along the edge where more than N pixels would be left over (0)",
     )
     made.add_argument(
         "--min-detail",
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         metavar="D",
         help="leave out tiles whose neighbouring pixels differ by less than D of 255 on average (0)",
     )
     made.add_argument(
         "--scale",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="crop to multiples of N and write bicubic partners, N times smaller",
@@ -59,9 +60,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     whole.add_argument("--lmdb", action="store_true", help="write databases beside the folders (needs the package lmdb)")
     whole.add_argument("--cache", action="store_true", help="fill the mapped cache for the results, or without -o the sources")
     whole.add_argument("--cache-dir", metavar="DIR", help="where the cache is, as in the YAML file")
-    whole.add_argument("--cache-gb", type=_not_negative, default=32.0, metavar="GB", help="size of the cache (32)")
+    whole.add_argument("--cache-gb", type=not_negative, default=32.0, metavar="GB", help="size of the cache (32)")
     how = parser.add_argument_group("how")
-    how.add_argument("--workers", type=_count, metavar="N", help="processes; by default one for each CPU, 0: in this one")
+    how.add_argument("--workers", type=count, metavar="N", help="processes; by default one for each CPU, 0: in this one")
     how.add_argument(
         "--verify", action="store_true", help="compare all that is there with its checksums; make again what is spoiled"
     )
@@ -177,24 +178,3 @@ def _warm(sets: list[NamedKept], workers: int, arguments: argparse.Namespace, re
     with progress_bar(sum(len(each.kept.samples) for each in sets), 0) as bar:
         for warmed in warm(sets, workers, whole=arguments.verify, say=print, advance=bar.update):
             report.add_cache(warmed)
-
-
-def _count(text: str) -> int:
-    return _at_least(int(text), 0)
-
-
-def _positive(text: str) -> int:
-    return _at_least(int(text), 1)
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return value
-
-
-def _at_least(value: int, least: int) -> int:
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected {least} or more, got {value}")
-    return value

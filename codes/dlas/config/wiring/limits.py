@@ -157,7 +157,7 @@ def _check_frequencies(config: Config, niter: int, problems: list[Problem]) -> N
     if config.logger is not None:
         _warn_beyond(config.logger, "print_freq", niter, f"{never}: there is one log line, at the end", problems)
         _warn_beyond(config.logger, "save_checkpoint_freq", niter, f"{never}: there is one checkpoint, at the end", problems)
-        if config.logger.visuals:
+        if config.logger.visuals or config.logger.audio:
             _warn_beyond(config.logger, "visual_debug_rate", niter, f"{never}: no picture is ever written", problems)
 
 
@@ -173,9 +173,9 @@ def _check_validation(config: Config, problems: list[Problem]) -> None:
         what = "there is no data set to validate on"
         at(config.train, "val_freq", problems).note(what, "add one under 'datasets:' (any name but 'train')", "warning")
     logger = config.logger
-    if logger is not None and logger.visuals == [] and chosen(logger, "visual_debug_rate"):
+    if logger is not None and not (logger.visuals or logger.audio) and chosen(logger, "visual_debug_rate"):
         key_at(logger, "visual_debug_rate", problems).note(
-            "has no effect without 'visuals'", "name state keys there", "warning"
+            "has no effect without 'visuals' or 'audio'", "name state keys there", "warning"
         )
     section = config.eval
     if section is not None and section.metrics == [] and chosen(section, "crop_border"):

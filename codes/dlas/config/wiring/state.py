@@ -122,15 +122,20 @@ class _Checker:
 
     def _check_visuals(self, state: _State) -> None:
         logger = self.config.logger
-        if logger is None or not logger.visuals:
+        if logger is None:
             return
         keys = logger.given.get("visuals") or []
-        for position, key in enumerate(keys if len(keys) == len(logger.visuals) else []):
+        for position, key in enumerate(keys if len(keys) == len(logger.visuals or []) else []):
             self.read.add(key)
             if not state.covers(key):
                 place = at(logger, "visuals", self.problems).item(keys, position)
                 what = f"nothing writes the state key '{key}', so there are no pictures of it"
                 place.note(what, _keys_fix(key, state.writers), "warning")
+        for key in logger.audio or ():
+            self.read.add(key)
+            if not state.covers(key):
+                what = f"nothing writes the state key '{key}', so it is never heard"
+                at(logger, "audio", self.problems).note(what, _keys_fix(key, state.writers), "warning")
 
     def unread(self) -> None:
         """Warns of injectors whose results nobody reads."""

@@ -93,6 +93,12 @@ def read_part(path: str | Path, rate: int, length: int, place: float) -> Tensor:
         return _decoded(path, file, needed, rate)[:length]
 
 
+def sampling_rate(path: str | Path) -> int:
+    """Of a file, in Hz. Errors as of `read_sound`."""
+    with _opened(path) as file:
+        return int(file.samplerate)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[SoundFile]:
     try:

@@ -26,12 +26,14 @@ class Utterance:
         text: what is said.
         speaker: whose voice it is; clips of one speaker of a corpus have the same name here.
         corpus: number of the corpus that it is of.
+        similar: clips that sound most like the same voice, where the list names some.
     """
 
     path: Path
     text: str
     speaker: str
     corpus: int = 0
+    similar: tuple[Path, ...] = ()
 
     @property
     def voice(self) -> Voice:
@@ -52,7 +54,7 @@ def read_utterances(path: str | Path, layout: Layout) -> list[Utterance]:
                 clip of this name
     tsv         `text`, tab, `file`, a line; files are relative to the list, and a speaker's lie in a folder of their own
     jsonl       `{"file": "a/b.wav", "text": "...", "speaker": "..."}` a line; the speaker is the file's folder where none is
-                named
+                named. `"similar": ["a/c.wav"]` names clips that tell its voice, in place of all of the speaker's
     ==========  ==============================================================================================================
 
     Raises:
@@ -138,8 +140,12 @@ def _jsonl(path: Path) -> Iterator[Utterance]:
         texts = [entry.get(key) for key in ("file", "text")] if isinstance(entry, dict) else [None]
         if not all(isinstance(each, str) for each in texts):
             raise DataError(f'{where}: expected a line like {{"file": "a/b.wav", "text": "..."}}, with or without "speaker"')
+        similar = entry.get("similar", [])
+        if not isinstance(similar, list) or not all(isinstance(each, str) for each in similar):
+            raise DataError(f'{where}: expected "similar": ["a/b.wav", ...]; found {printable(similar)[:80]!r}')
         clip = path.parent / entry["file"]
-        yield Utterance(clip, entry["text"], str(entry.get("speaker", clip.parent)))
+        others = tuple(path.parent / each for each in similar)
+        yield Utterance(clip, entry["text"], str(entry.get("speaker", clip.parent)), similar=others)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Utterance]]] = {

@@ -157,7 +157,7 @@ class _Listed(Dataset):
         clip = self.clips[request.index]
         sample = self.reader.read(clip.path, clip.text)
         if self.companions is not None:
-            sample |= conditioning(self.companions, clip.path, self.voices[clip.voice], request)
+            sample |= conditioning(self.companions, clip.path, clip.similar or self.voices[clip.voice], request)
         return sample
 
 

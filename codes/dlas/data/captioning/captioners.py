@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlas.data.images.files import ImageArray
+from dlas.data.plugin import load_function, plugin_file
 from dlas.errors import ConfigurationError, DataError, printable
 
 Captioner = Callable[[Sequence[ImageArray], Sequence[Path]], list[str]]
@@ -79,28 +78,17 @@ def plugin_captioner(reference: str) -> Captioner:
     Raises:
         ConfigurationError: there is no such file or function, or it cannot be imported.
     """
-    text, _, name = reference.partition(".py:")
-    file, name = (Path(f"{text}.py"), name) if name else (Path(reference), "caption")
-    if not file.expanduser().is_file():
-        raise ConfigurationError(f"captioner {printable(reference)}: neither 'template' nor a Python file")
-    spec = importlib.util.spec_from_file_location("dlas_captioner", file.expanduser())
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigurationError(f"captioner {printable(file)}: cannot be imported: {error}") from error
-    function: Any = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigurationError(f"captioner {printable(file)}: has no function '{name}(images)' that gives a list of texts")
+    function = load_function(
+        reference, kind="captioner", name="caption", gives="(images)' that gives a list of texts", or_else="'template'"
+    )
+    file, name = plugin_file(reference)
 
     def caption(images: Sequence[ImageArray], paths: Sequence[Path]) -> list[str]:
         found = function(images)
         if not isinstance(found, list) or len(found) != len(images) or not all(isinstance(e, str) and e.strip() for e in found):
             raise DataError(
-                f"captioner {printable(file)}: '{name}' gave {type(found).__name__} for {len(images)} images; expected a list "
-                "of "
-                "as many texts, none of them empty"
+                f"captioner {printable(file)}: '{name or 'caption'}' gave {type(found).__name__} for {len(images)} images; "
+                "expected a list of as many texts, none of them empty"
             )
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from dlas.data.base import BadSample
 from dlas.data.captioning.captioners import Captioner
 from dlas.data.images.captions import read_list
 from dlas.data.images.files import list_images, read_image, write_whole
+from dlas.data.json_lines import add_lines, drop_torn_line
 from dlas.errors import ConfigurationError, printable
 
 
@@ -56,7 +56,7 @@ def caption_folder(
     before = output.read_bytes() if output.is_file() else b""
     known = set(read_list(output)) if before else set()
     result = Captioned()
-    _drop_torn_line(partial)
+    drop_torn_line(partial)
     done = set(_begun(partial))
     waiting = [path for path in (image.relative_to(root) for image in images) if path not in known and path not in done]
     result.kept = len(images) - len(waiting)
@@ -72,11 +72,8 @@ def caption_folder(
                     good.append(path)
                 except BadSample as error:
                     result.bad_files[error.path] = error.reason
-            for path, caption in zip(good, captioner(pixels, good) if good else [], strict=True):
-                entry = {"file": path.as_posix(), "caption": caption}
-                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            captions = captioner(pixels, good) if good else []
+            add_lines(file, [{"file": p.as_posix(), "caption": text} for p, text in zip(good, captions, strict=True)])
             result.made += len(good)
             advance(len(some))
     new = partial.read_bytes()
@@ -92,12 +89,3 @@ def _begun(path: Path) -> list[Path]:
     if not path.is_file():
         return []
     return [Path(json.loads(line)["file"]) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _drop_torn_line(path: Path) -> None:
-    """A process that was killed may have written half a line."""
-    if path.is_file():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write_whole(path, whole)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlas.data.images import lmdb_folder
 from dlas.data.images.files import list_images, write_whole
@@ -23,12 +23,25 @@ from dlas.data.preparation.plan import Plan
 from dlas.data.preparation.records import NOTES, Record
 from dlas.errors import ConfigurationError, DataError, printable
 
-_VERSION = 1
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_VERSION = 2
 _EXAMPLES = 5
 
 
 def pictures_of(folders: Sequence[Path], out: Path) -> list[Picture]:
-    """The pictures below some folders, in natural order, each with a name of its own.
+    """The pictures below some folders, in natural order, each with a name of its own. Errors as of `sources_of`."""
+    return [Picture(*each) for each in sources_of(folders, out, list_images)]
+
+
+def sources_of(folders: Sequence[Path], out: Path, listing: Callable[[Path], list[Path]]) -> list[tuple[Path, str]]:
+    """The files below some folders, each with a name of its own.
+
+    Args:
+        folders: where they are.
+        out: folder of the results.
+        listing: the files of a folder, in order.
 
     Raises:
         ConfigurationError: results would lie among the sources.
@@ -40,16 +53,16 @@ def pictures_of(folders: Sequence[Path], out: Path) -> list[Picture]:
                 f"{printable(out)} lies in {printable(folder)}, so that the next call would take the results for sources; "
                 "give another folder as --output"
             )
-    found = dict.fromkeys(file.absolute() for folder in folders for file in list_images(folder))
-    return [Picture(source, name) for source, name in zip(found, unique_names(list(found)), strict=True)]
+    found = dict.fromkeys(file.absolute() for folder in folders for file in listing(folder))
+    return list(zip(found, unique_names(list(found)), strict=True))
 
 
-def claim(out: Path, plan: Plan, folders: Sequence[Path], *, overwrite: bool) -> None:
+def claim(out: Path, plan: DataclassInstance, folders: Sequence[Path], *, overwrite: bool) -> None:
     """Makes the folder of results, or takes up the one that an earlier call with the same options left.
 
     Args:
         out: the folder.
-        plan: what is made of each picture.
+        plan: what is made of each source.
         folders: those of the sources.
         overwrite: remove first what earlier calls made there.
 
@@ -111,7 +124,23 @@ def _clear(out: Path) -> None:
 
 
 def _record_files(out: Path) -> list[Path]:
-    return sorted((out / NOTES / "pictures").glob("*.json"))
+    return sorted((out / NOTES / "sources").glob("*.json"))
+
+
+def refuse_lost_sources(out: Path, names: Iterable[str]) -> None:
+    """Stops where there are results of other sources than these.
+
+    Raises:
+        DataError: sources that an earlier call prepared are no longer there.
+    """
+    known = {records.file_of(out, name) for name in names}
+    lost = [file.stem for file in _record_files(out) if file not in known]
+    if lost:
+        raise DataError(
+            f"{printable(out)} has results of {len(lost)} files that are no longer in the sources (or are called "
+            f"otherwise now): {', '.join(map(printable, lost[:_EXAMPLES]))}; put them back, or give "
+            "--overwrite to make all anew"
+        )
 
 
 @dataclass(frozen=True)
@@ -139,14 +168,7 @@ class Preparation:
         Raises:
             DataError: pictures that an earlier call prepared are no longer there.
         """
-        known = {records.file_of(self.out, picture.name) for picture in self.pictures}
-        lost = [file.stem for file in _record_files(self.out) if file not in known]
-        if lost:
-            raise DataError(
-                f"{printable(self.out)} has results of {len(lost)} pictures that are no longer in the sources (or are called "
-                f"otherwise now): {', '.join(map(printable, lost[:_EXAMPLES]))}; put them back, or give "
-                "--overwrite to make all anew"
-            )
+        refuse_lost_sources(self.out, (picture.name for picture in self.pictures))
         work = partial(prepare_picture, out=self.out, plan=self.plan, whole=self.whole)
         yield from map_in_processes(work, self.pictures, workers, _died)
 

@@ -16,7 +16,7 @@ from dlas.inference.speech.codes import SOUND_RATE
 from dlas.inference.speech.pipeline import Speaker
 from dlas.inference.speech.presets import PRESETS, Settings
 from dlas.inference.speech.voices import Voice
-from dlas.observe.waves import pcm16
+from dlas.observe.sounds import pcm16
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
