@@ -79,10 +79,10 @@ def _layout(chosen: Tensor, padded: torch.Size, kernel: int, stride: int) -> _La
 
 def _padded(x: Tensor, padding: int) -> Tensor:
     """(B, C, H, W) -> (B, H + 2 padding, W + 2 padding, C), contiguous."""
-    return F.pad(_channels_last(x), (0, 0, padding, padding, padding, padding))
+    return F.pad(channels_last(x), (0, 0, padding, padding, padding, padding))
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, C), contiguous."""
     laid = x.permute(0, 2, 3, 1)
     if not laid.is_contiguous():
@@ -138,7 +138,7 @@ class _GroupedConv2d(torch.autograd.Function):
         padded, weight, bias, result = ctx.saved_tensors
         wants_x, wants_weight, wants_chosen, wants_bias = ctx.needs_input_grad[:4]
         padding, size, layout = ctx.padding, weight.shape[-1], ctx.layout
-        flat = _channels_last(grad).flatten(0, 2)
+        flat = channels_last(grad).flatten(0, 2)
         pixels = padded.flatten(0, 2)
         matrices = _matrices(weight)
         room = matrices.new_empty(PLACES_AT_ONCE, matrices.shape[2])
