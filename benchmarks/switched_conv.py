@@ -36,9 +36,9 @@ Step = Callable[[], tuple[Tensor, ...]]
 WAYS = ("grouped", "sum", "plain")
 
 
-def steps(breadth: int, options: argparse.Namespace) -> dict[str, Step]:
+def steps(breadth: int, options: argparse.Namespace, seed: int = 0) -> dict[str, Step]:
     """Forward and backward by each way; the output and the gradients."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     channels, kernel, size = options.channels, options.kernel, options.size
     x = torch.randn(options.batch, channels, size, size, requires_grad=True)
     weight = (torch.randn(channels, channels, breadth, kernel, kernel) / (channels**0.5 * kernel)).requires_grad_()
@@ -152,7 +152,11 @@ def main() -> None:
         for ours, expected in zip(ways["grouped"](), ways["sum"](), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
         ways["plain"]()
-        rounds = [{name: timed(step) for name, step in ways.items()} for _ in range(options.rounds)]
+        # Other choices in each round, as in training: nothing is ready for the numbers of places that come.
+        rounds = [
+            {name: timed(step) for name, step in steps(breadth, options, seed=number).items()}
+            for number in range(options.rounds)
+        ]
         line: dict[str, float] = {"breadth": breadth}
         line |= {f"{name}_ms": round(statistics.median(each[name] for each in rounds), 1) for name in ways}
         for rival in ("sum", "plain"):

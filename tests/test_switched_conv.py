@@ -41,12 +41,23 @@ def results(function, leaves, stride):
 @pytest.mark.parametrize("bias", ["shared", "each", "none"])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (5, 2), (7, 1), (3, 4)])
 def test_places_grouped_by_kernel_give_the_sum_written_out(kernel, stride, bias, monkeypatch):
-    monkeypatch.setattr(grouped_module, "PLACES_AT_ONCE", 5)  # groups are cut too
+    monkeypatch.setattr(grouped_module, "PLACES_AT_ONCE", 6)  # groups are cut too, and filled up
+    monkeypatch.setattr(grouped_module, "PLACES_ALIKE", 3)
     leaves = case(kernel, stride, bias=bias)
     for ours, expected in zip(
         results(grouped_module.grouped_conv2d, leaves, stride), results(summed_conv2d, leaves, stride), strict=True
     ):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_places_are_grouped_in_single_precision_as_in_double(onednn):
+    leaves = case()
+    single = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        found = results(grouped_module.grouped_conv2d, single, 1)
+    for ours, expected in zip(found, results(summed_conv2d, leaves, 1), strict=True):
+        torch.testing.assert_close(ours, expected.float())
 
 
 def test_an_unused_kernel_has_no_gradient_and_one_kernel_is_a_convolution():

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PLACES_AT_ONCE = 512
-"""Places whose neighbourhoods are laid out at once; the extra memory is this times the size of a kernel."""
+"""Places whose neighbourhoods are laid out at once, a multiple of `PLACES_ALIKE`."""
+
+PLACES_ALIKE = 32
+"""Groups are filled up to a multiple of this: oneDNN makes its code anew for each size, which takes longer than to run it."""
 
 
 def grouped_conv2d(x: Tensor, weight: Tensor, chosen: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -50,12 +53,16 @@ class _Layout(NamedTuple):
     order: Tensor
     counts: list[int]
 
-    def groups(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """A kernel, some of its places, and the rows of their neighbourhoods (places, k * k)."""
+    def groups(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """A kernel, how many of its places come, these, and the rows of their neighbourhoods (places * k * k,).
+
+        The last place is repeated until there are a multiple of `PLACES_ALIKE`; the repetitions are not in the number.
+        """
         for number, places in enumerate(self.order.split(self.counts)):
             for some in places.split(PLACES_AT_ONCE):
-                if len(some):
-                    yield number, some, self.corners[some, None] + self.taps
+                if count := len(some):
+                    some = torch.cat([some, some[-1:].expand(-count % PLACES_ALIKE)])
+                    yield number, count, some, (self.corners.index_select(0, some)[:, None] + self.taps).flatten()
 
 
 def _layout(chosen: Tensor, padded: torch.Size, kernel: int, stride: int) -> _Layout:
@@ -72,12 +79,35 @@ def _layout(chosen: Tensor, padded: torch.Size, kernel: int, stride: int) -> _La
 
 def _padded(x: Tensor, padding: int) -> Tensor:
     """(B, C, H, W) -> (B, H + 2 padding, W + 2 padding, C), contiguous."""
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding)).contiguous()
+    return F.pad(channels_last(x), (0, 0, padding, padding, padding, padding))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), contiguous."""
+    laid = x.permute(0, 2, 3, 1)
+    if not laid.is_contiguous():
+        laid = torch.empty_like(laid, memory_format=torch.contiguous_format)
+        for own, picture in zip(laid, x, strict=True):  # transposing matrices is twice as fast as permuting pictures
+            own.view(-1, own.shape[-1]).copy_(picture.flatten(1).t())
+    return laid
 
 
 def _matrices(weight: Tensor) -> Tensor:
-    """(out, in, breadth, k, k) -> (breadth, k * k * in, out)."""
-    return weight.permute(2, 3, 4, 1, 0).flatten(1, 3).contiguous()
+    """(out, in, breadth, k, k) -> (breadth, out, k * k * in)."""
+    return weight.permute(2, 0, 3, 4, 1).flatten(2).contiguous()
+
+
+def _patches(pixels: Tensor, rows: Tensor, room: Tensor) -> Tensor:
+    """Neighbourhoods written to `room`, (places, k * k * in): fresh memory each time would take longer than to fill it."""
+    torch.index_select(pixels, 0, rows, out=room.view(-1, pixels.shape[1]))
+    return room
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of matrices. By oneDNN, which uses AVX-512 also where MKL, which F.linear calls, does not: on AMD."""
+    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 class _GroupedConv2d(torch.autograd.Function):
@@ -91,11 +121,11 @@ class _GroupedConv2d(torch.autograd.Function):
         y = x.new_empty((batch, weight.shape[0], height, width)).contiguous(memory_format=torch.channels_last)
         result = y.permute(0, 2, 3, 1).view(batch * height * width, -1)
         matrices = _matrices(weight)
-        for number, places, rows in layout.groups():
-            patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
+        room = matrices.new_empty(PLACES_AT_ONCE, matrices.shape[2])
+        for number, _, places, rows in layout.groups():
+            patches = _patches(pixels, rows, room[: len(places)])
             own_bias = bias[number] if bias is not None and bias.dim() == 2 else bias
-            product = patches @ matrices[number] if own_bias is None else torch.addmm(own_bias, patches, matrices[number])
-            result.index_copy_(0, places, product)
+            result.index_copy_(0, places, _linear(patches, matrices[number], own_bias))
         ctx.padding, ctx.size, ctx.layout = padding, x.shape[2:], layout
         # The padded input is kept in place of the input: laying it out again would take longer than it saves.
         # The output is kept as a copy, for what follows may change it.
@@ -108,20 +138,21 @@ class _GroupedConv2d(torch.autograd.Function):
         padded, weight, bias, result = ctx.saved_tensors
         wants_x, wants_weight, wants_chosen, wants_bias = ctx.needs_input_grad[:4]
         padding, size, layout = ctx.padding, weight.shape[-1], ctx.layout
-        flat = grad.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+        flat = channels_last(grad).flatten(0, 2)
         pixels = padded.flatten(0, 2)
         matrices = _matrices(weight)
+        room = matrices.new_empty(PLACES_AT_ONCE, matrices.shape[2])
         grad_pixels = torch.zeros_like(pixels) if wants_x else None
         grad_matrices = torch.zeros_like(matrices) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if wants_bias else None
-        for number, places, rows in layout.groups():
+        for number, count, places, rows in layout.groups():
             own = flat.index_select(0, places)
+            own[count:] = 0  # the repeated place counts once
             if grad_matrices is not None:
-                patches = pixels.index_select(0, rows.flatten()).view(len(places), -1)
-                grad_matrices[number].addmm_(patches.t(), own)
+                patches = _patches(pixels, rows, room[: len(places)])
+                grad_matrices[number] += _linear(own.t(), patches.t())
             if grad_pixels is not None:
-                spread = (own @ matrices[number].t()).view(len(rows) * size * size, -1)
-                grad_pixels.index_add_(0, rows.flatten(), spread)
+                grad_pixels.index_add_(0, rows, _linear(own, matrices[number].t()).view(len(rows), -1))
             if grad_bias is not None and grad_bias.dim() == 2:
                 grad_bias[number] += own.sum(dim=0)
         if grad_bias is not None and grad_bias.dim() == 1:
@@ -138,5 +169,5 @@ class _GroupedConv2d(torch.autograd.Function):
             grad_pixels = inner.permute(0, 3, 1, 2)
         if grad_matrices is not None:
             out, channels, breadth = weight.shape[:3]
-            grad_matrices = grad_matrices.view(breadth, size, size, channels, out).permute(4, 3, 0, 1, 2)
+            grad_matrices = grad_matrices.view(breadth, out, size, size, channels).permute(1, 4, 0, 2, 3)
         return grad_pixels, grad_matrices, grad_chosen, grad_bias, None, None

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dlas.layers.switched.grouped import grouped_conv2d
 
-FEWEST_GROUPED = 3
-"""Kernels from which grouping places by kernel is faster on the CPU than applying all; `benchmarks/switched_conv.py`."""
+FEWEST_GROUPED = {"cpu": 3, "cuda": 8}
+"""Kernels from which places are grouped by kernel, by kind of device; with fewer, all kernels are applied. May be changed, to
+measure. On the CPU grouping is faster from there on (`benchmarks/switched_conv.py`); on CUDA that has not been measured."""
+
+
+@functools.cache
+def _runs_triton(device: torch.device) -> bool:
+    """Triton is installed, and knows all types of this NVIDIA device."""
+    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def switched_conv2d(
@@ -32,14 +44,21 @@ def switched_conv2d(
         stride: of the convolutions.
         padding: zeros on each side.
         hard: says that one share of each place is 1 and the others 0, as `route_top1` makes them. Then only the chosen kernel
-            is applied on the CPU, from three kernels on, and the gradient of the shares is the published one: that of the
+            is applied, from `FEWEST_GROUPED` kernels on, and the gradient of the shares is the published one: that of the
             chosen, at all of them.
 
     Returns:
         (B, out, H', W').
     """
-    if hard and x.device.type == "cpu" and weight.shape[2] >= FEWEST_GROUPED:
-        return grouped_conv2d(x, weight, shares, bias, stride, padding)
+    kind = x.device.type
+    if hard and kind in FEWEST_GROUPED and weight.shape[2] >= FEWEST_GROUPED[kind]:
+        if kind == "cpu":
+            return grouped_conv2d(x, weight, shares, bias, stride, padding)
+        # Triton's programs add up the gradient of the input in no fixed order, and are not for double precision.
+        if x.dtype != torch.float64 and not torch.are_deterministic_algorithms_enabled() and _runs_triton(x.device):
+            from dlas.layers.switched.grouped_triton import triton_conv2d
+
+            return triton_conv2d(x, weight, shares, bias, stride, padding)
     return summed_conv2d(x, weight, shares, bias, stride, padding)
 
 

@@ -17,8 +17,8 @@ RouterForm: TypeAlias = Literal["largest", "noisy"]
 class _RouteTop1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shares: Tensor) -> Tensor:
-        winner = shares.argmax(dim=1, keepdim=True)
-        ctx.save_for_backward(winner, shares.gather(1, winner))
+        share, winner = shares.max(dim=1, keepdim=True)  # on the CPU many times faster than argmax
+        ctx.save_for_backward(winner, share)
         return torch.zeros_like(shares).scatter_(1, winner, 1.0)
 
     @staticmethod
