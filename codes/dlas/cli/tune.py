@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"what may change, of {', '.join(_AXES)} (all by default); another precision changes results a little",
     )
-    parser.add_argument("--rounds", type=int, default=6, help="times that each setting is measured (default 6)")
+    parser.add_argument("--rounds", type=int, default=8, help="times that each setting is measured (default 8)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a measurement (default 2)")
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="memory that tensors may take; 90 %% of what there is by default"

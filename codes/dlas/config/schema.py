@@ -437,6 +437,14 @@ class CrashBundlesConfig(Section):
 
 
 @dataclass(kw_only=True)
+class NoiseScaleConfig(Section):
+    """How noisy gradients are, measured with micro-batches or processes: it tells what larger batches would be good for."""
+
+    every: PositiveInt = opt(1, "iterations between measurements; each takes one more pass over the gradients")
+    decay: Fraction = opt(0.99, "share of the older measurements that each one keeps")
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """The training loop."""
 
@@ -451,6 +459,9 @@ class TrainConfig(Section):
     warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")
     ema: EmaConfig = field(default_factory=EmaConfig, metadata={"doc": "average of the weights"})
     health: HealthConfig = field(default_factory=HealthConfig, metadata={"doc": "what is done about bad updates, in all steps"})
+    noise_scale: NoiseScaleConfig | None = opt(
+        None, "measure how noisy the gradient of each network is; takes several micro-batches or processes"
+    )
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig, metadata={"doc": "reports of a loop that hangs"})
     crash_bundles: CrashBundlesConfig = field(
         default_factory=CrashBundlesConfig, metadata={"doc": "what is kept of a failed step"}
@@ -650,7 +661,8 @@ SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
-        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig,
+        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig, CrashBundlesConfig,
+        TrainConfig, EvalConfig,
         EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip

@@ -38,6 +38,7 @@ from dlas.engine.iteration import IterationRunner
 from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
+from dlas.engine.noise_scale import NoiseScale
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.progress import Progress
@@ -121,6 +122,7 @@ class Trainer:
             averaged = {name: self.networks[name] for name in trained}
             self.averages = Averages(self.settings.ema, averaged, self.batch_size)
         self.cutting = Cutting.of(self.settings)
+        self._measure_noise()
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
@@ -149,6 +151,25 @@ class Trainer:
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
         self._not_shown: set[str] = set()  # visuals that cannot be shown: told of once
+
+    def _measure_noise(self) -> None:
+        section = self.settings.noise_scale
+        if section is None:
+            return
+        if not self.strategy.whole:
+            raise ConfigurationError(
+                "train.noise_scale cannot be had with 'strategy: fsdp': no process has the gradient of its own part of the "
+                "batch there; take 'ddp' or remove it"
+            )
+        if not self.ranks.many and not self.cutting.automatic and self.cutting.count(self.share) == 1:
+            raise ConfigurationError(
+                "train.noise_scale compares the gradients of two sizes of batches, and here is only one: write "
+                "'train.mega_batch_factor: 2' or more, or start several processes"
+            )
+        for step in self.steps:
+            own = {id(parameter) for parameter in step.parameters}
+            networks = {name: [p for p in self.networks[name].parameters() if id(p) in own] for name in step.trained}
+            step.noise_scale = NoiseScale(section, step.name, networks, self.ranks, self.device)
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -300,6 +321,7 @@ class Trainer:
         self._prepare_saving()
         for step in self.steps:
             values.update(step.learning_rates())
+            values.update(step.noise_scale.figures() if step.noise_scale is not None else {})
         progress = self.progress
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)
@@ -563,6 +585,8 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
+        for line in (line for step in self.steps if step.noise_scale is not None for line in step.noise_scale.summary()):
+            LOGGER.info("%s", line)
         for line in self.health.summary():
             LOGGER.warning("%s", line)
         if self.progress.bad_files:

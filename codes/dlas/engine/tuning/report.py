@@ -54,8 +54,8 @@ def _stage(stage: Stage, by_trial: bool) -> str:
     )
 
 
-def _order(row: Row) -> float:
-    return -row.against.median if row.against is not None else 0.0
+def _order(row: Row) -> tuple[float, float]:
+    return -len(row.speeds), -row.against.median if row.against is not None else 0.0
 
 
 def _cells(row: Row, stage: Stage) -> list[str]:

@@ -22,6 +22,7 @@ from dlas.errors import TrainingError
 
 _LOOKED_AT = 2  # rounds after which settings that are far behind are left alone
 _FAR_BEHIND = 0.8  # of the fastest one's speed
+_ALIKE = 0.97  # of the fastest one's speed: less memory is not worth more than that
 _MOST = 64  # times the file's batch: larger micro-batches are not looked for
 
 Measure = Callable[[Config, torch.device, float, int], Speed | None]
@@ -38,7 +39,7 @@ class Plan:
         memory: bytes that tensors may take; by default 90 % of what the device or machine has.
     """
 
-    rounds: int = 6
+    rounds: int = 8
     seconds: float = 2.0
     vary: Sequence[Axis] = AXES
     memory: int | None = None
@@ -246,14 +247,18 @@ def choose(rows: Sequence[Row]) -> Row:
     """The fastest of those that were measured in all rounds; of what cannot be told from it, the least memory and workers."""
     most = max(len(row.speeds) for row in rows)
     rows = [row for row in rows if len(row.speeds) == most]
-    fastest = max(rows, key=lambda row: row.against.median if row.against else 0.0)
-    alike = [row for row in rows if not _faster(fastest, row)]
+    fastest = max(rows, key=_median)
+    alike = [row for row in rows if not _faster(fastest, row) and _median(row) >= _ALIKE * _median(fastest)]
     return min(alike, key=lambda row: (row.memory or 0, row.setting.n_workers))
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
     """Settings than which no other one is faster without taking more memory, nor as fast with less."""
     return [row for row in rows if not any(_dominates(other, row) for other in rows if other is not row)]
+
+
+def _median(row: Row) -> float:
+    return row.against.median if row.against is not None else 0.0
 
 
 def _dominates(one: Row, other: Row) -> bool:
