@@ -278,7 +278,7 @@ class Trainer:
             self.writer.poll()
             self.bar.update()
             validates = self._owes_validation() and progress.step < target
-            saves = progress.step % logger.save_checkpoint_freq == 0 and progress.step < target
+            saves = (progress.step % logger.save_checkpoint_freq == 0 or self._at_trough()) and progress.step < target
             if self._attend_to_health(wait=log or validates or saves or self.averages.due(progress.step)):
                 progress = self.progress  # of the checkpoint that the run went back to
                 continue
@@ -426,7 +426,11 @@ class Trainer:
 
     def _owes_validation(self) -> bool:
         step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
-        return self.progress.validated < step and (step == niter or bool(val_freq and step % val_freq == 0))
+        due = step == niter or bool(val_freq and step % val_freq == 0) or self._at_trough()
+        return self.progress.validated < step and due
+
+    def _at_trough(self) -> bool:
+        return any(each.schedule.is_trough(self.progress.step) for each in self.steps)
 
     def validate(self, stop: StopRequest) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
@@ -442,6 +446,8 @@ class Trainer:
             raise
         else:
             self._saved = False
+            for step in self.steps:
+                step.schedule.observe(self.validation.figures)
             if self.best.step(self.progress.best) == self.progress.step:
                 self.save()
         self.clock.resume()
