@@ -445,6 +445,23 @@ class NoiseScaleConfig(Section):
 
 
 @dataclass(kw_only=True)
+class BatchSizeOptimizerConfig(Section):
+    """Updates from the gradients of several batches, in place of one."""
+
+    type: Literal["gradient_direction", "table", "noise_scale"] = req(
+        "how many batches: until directions no longer settle; by `table`; as many as the measured noise scale is worth, which "
+        "needs `train.noise_scale`"
+    )
+    max_full_batches: PositiveInt = opt(10, "most batches of an update (not with `table`)")
+    poll_parameters: PositiveInt = opt(8, "gradient_direction: weights whose gradients are looked at, drawn for each update")
+    literal_sign: bool = opt(False, "gradient_direction: stop as DL-Art-School's code did, not as its comment said")
+    table: list[list[int]] = opt([], "pairs [from iteration, batches an update], the iterations ascending; 1 before the first")
+    lr_rule: Literal["none", "sqrt", "linear"] = opt(
+        "none", "the learning rate of an update from n batches is multiplied with 1, the root of n, or n"
+    )
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """The training loop."""
 
@@ -461,6 +478,9 @@ class TrainConfig(Section):
     health: HealthConfig = field(default_factory=HealthConfig, metadata={"doc": "what is done about bad updates, in all steps"})
     noise_scale: NoiseScaleConfig | None = opt(
         None, "measure how noisy the gradient of each network is; takes several micro-batches or processes"
+    )
+    batch_size_optimizer: BatchSizeOptimizerConfig | None = opt(
+        None, "updates from several batches, and from how many; every batch is one by default"
     )
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig, metadata={"doc": "reports of a loop that hangs"})
     crash_bundles: CrashBundlesConfig = field(
@@ -662,7 +682,7 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
         BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig, CrashBundlesConfig,
-        TrainConfig, EvalConfig,
+        BatchSizeOptimizerConfig, TrainConfig, EvalConfig,
         EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip

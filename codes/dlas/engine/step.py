@@ -16,6 +16,7 @@ from dlas.engine.device import seed_micro_batch
 from dlas.engine.distributed import GradientExchange, NoExchange
 from dlas.engine.distributed.tensors import whole
 from dlas.engine.gate import Gate
+from dlas.engine.gathering import Gathering
 from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
@@ -147,6 +148,7 @@ class TrainingStep:
         self.guard: UpdateGuard | None = None  # set by the health monitor; without one every update is made
         self.exchange: GradientExchange = NoExchange()  # of gradients with other ranks; set where there are several
         self.noise_scale: NoiseScale | None = None  # set by the trainer where it is asked for
+        self.gathering: Gathering | None = None  # set by the trainer where updates come from several batches
         self.any_rank: Callable[[bool], bool] = bool  # whether a flag is set on any rank; likewise
         self.doing = ""  # for messages
 
@@ -184,9 +186,18 @@ class TrainingStep:
         if self._measures_noise(contexts[0].step, parts) and backpropagated:
             assert self.noise_scale is not None
             self.noise_scale.after_last(parts, self._loss_scale())
-        if backpropagated:
+        if backpropagated and self._gather(contexts[0].step):
             with explained(f"the optimiser ({type(self.optimizer).__name__}) of step '{self.name}'", UPDATE_FIX):
                 self._update(log_gradients)
+
+    def _gather(self, iteration: int) -> bool:
+        """Whether an update is due; its learning rates and gradients are ready then."""
+        if self.gathering is None:
+            return True
+        count = self.gathering.take(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.gathering.lr_factor(max(count, 1))
+        return count > 0
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """What its optimiser updates, by `network.path.to.parameter`."""

@@ -32,6 +32,7 @@ from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
 from dlas.engine.followers import FollowerFolder, FollowerRecorder, FollowerWriter
 from dlas.engine.freezing import freezes
+from dlas.engine.gathering import Gathering
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
@@ -123,6 +124,7 @@ class Trainer:
             self.averages = Averages(self.settings.ema, averaged, self.batch_size)
         self.cutting = Cutting.of(self.settings)
         self._measure_noise()
+        self._gather_batches()
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
@@ -170,6 +172,19 @@ class Trainer:
             own = {id(parameter) for parameter in step.parameters}
             networks = {name: [p for p in self.networks[name].parameters() if id(p) in own] for name in step.trained}
             step.noise_scale = NoiseScale(section, step.name, networks, self.ranks, self.device)
+
+    def _gather_batches(self) -> None:
+        section = self.settings.batch_size_optimizer
+        if section is None:
+            return
+        if not self.strategy.whole:
+            raise ConfigurationError("train.batch_size_optimizer cannot be had with 'strategy: fsdp'; take 'ddp' or remove it")
+        if section.type == "noise_scale" and self.settings.noise_scale is None:
+            raise ConfigurationError(
+                "train.batch_size_optimizer: 'type: noise_scale' goes by a measurement; write 'train.noise_scale: {}', too"
+            )
+        for step in self.steps:
+            step.gathering = Gathering(section, step.name, step.named_parameters(), self.config.seed, self.batch_size)
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -322,6 +337,9 @@ class Trainer:
         for step in self.steps:
             values.update(step.learning_rates())
             values.update(step.noise_scale.figures() if step.noise_scale is not None else {})
+            if step.gathering is not None:
+                step.gathering.grow(step.noise_scale.noise_scales() if step.noise_scale is not None else {})
+                values.update(step.gathering.figures())
         progress = self.progress
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)

@@ -48,7 +48,7 @@ def _stage(stage: Stage, by_trial: bool) -> str:
     most = max(ratios, key=lambda ratio: ratio.rounds)
     return (
         f"{_TITLES[stage.title]}\n{table(head, rows)}\n"
-        "  > is chosen, * no other is better in both speed and memory, = is the first, which the others are compared with.\n"
+        "  > chosen, * no other is better in both median speed and memory, = the first, which the others are compared with.\n"
         f"  samples/s: median; x first: median ratio of the rounds that both were measured in; interval: where the true\n"
         f"  median lies with a probability of {most.coverage:.0%} ({most.rounds} rounds; less with fewer)."
     )

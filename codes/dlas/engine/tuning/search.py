@@ -72,7 +72,7 @@ class Stage:
         title: what they differ in.
         rows: the one they are compared with first.
         chosen: the fastest; of those that cannot be told from it, the one with the least memory.
-        pareto: settings than which none is faster with no more memory, as far as can be told.
+        pareto: settings than which no other one is better in both speed and memory, by medians.
     """
 
     title: str
@@ -249,11 +249,11 @@ def choose(rows: Sequence[Row]) -> Row:
     rows = [row for row in rows if len(row.speeds) == most]
     fastest = max(rows, key=_median)
     alike = [row for row in rows if not _faster(fastest, row) and _median(row) >= _ALIKE * _median(fastest)]
-    return min(alike, key=lambda row: (row.memory or 0, row.setting.n_workers))
+    return min(alike, key=lambda row: (row.memory or 0, row.setting.n_workers, -_median(row)))
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
-    """Settings than which no other one is faster without taking more memory, nor as fast with less."""
+    """Settings than which no other one is faster with no more memory, or as fast with less: by medians, so noise and all."""
     return [row for row in rows if not any(_dominates(other, row) for other in rows if other is not row)]
 
 
@@ -262,8 +262,9 @@ def _median(row: Row) -> float:
 
 
 def _dominates(one: Row, other: Row) -> bool:
-    less, same = (one.memory or 0) < (other.memory or 0), (one.memory or 0) == (other.memory or 0)
-    return (less or same) and (_faster(one, other) or (less and not _faster(other, one)))
+    speeds, memories = (_median(one), _median(other)), (one.memory or 0, other.memory or 0)
+    better = speeds[0] > speeds[1] or memories[0] < memories[1]
+    return speeds[0] >= speeds[1] and memories[0] <= memories[1] and better
 
 
 def _faster(one: Row, other: Row) -> bool:
