@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 from dlas.errors import DataError
@@ -80,7 +80,7 @@ def read_curves(runs: Sequence[Path], metric: str | None, set_name: str | None) 
 _HEAD = ("phase", "step", "samples", "seconds", "set")
 
 
-def _validations(run: Path) -> list[dict[str, object]]:
+def _validations(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
