@@ -142,6 +142,11 @@ def test_steps_and_groups_have_rates_of_their_own_and_explain_draws_them(tmp_pat
     assert "it is lowered when validations of psnr" in learning_rates(plateau)[0].unknown
 
 
+def test_plateau_goes_by_what_is_measured(tmp_path):
+    with pytest.raises(ConfigurationError, match="'lpips' is not measured; there are: psnr, ssim_y"):
+        configure(tmp_path, toys.PSNR, "train.lr_scheme={type: plateau, metric: lpips, mode: min}")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -18,7 +18,7 @@ from dlas.context import mix_seed
 from dlas.data.images.files import write_png
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
-from dlas.engine import checkpoint
+from dlas.engine import batch_sizes, checkpoint
 from dlas.engine.averages import Averages
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
@@ -32,14 +32,12 @@ from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
 from dlas.engine.followers import FollowerFolder, FollowerRecorder, FollowerWriter
 from dlas.engine.freezing import freezes
-from dlas.engine.gathering import Gathering
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
-from dlas.engine.noise_scale import NoiseScale
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.progress import Progress
@@ -123,8 +121,7 @@ class Trainer:
             averaged = {name: self.networks[name] for name in trained}
             self.averages = Averages(self.settings.ema, averaged, self.batch_size)
         self.cutting = Cutting.of(self.settings)
-        self._measure_noise()
-        self._gather_batches()
+        batch_sizes.equip(config, self.steps, self.networks, self.cutting, self.strategy, self.device)
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
@@ -153,38 +150,6 @@ class Trainer:
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
         self._not_shown: set[str] = set()  # visuals that cannot be shown: told of once
-
-    def _measure_noise(self) -> None:
-        section = self.settings.noise_scale
-        if section is None:
-            return
-        if not self.strategy.whole:
-            raise ConfigurationError(
-                "train.noise_scale cannot be had with 'strategy: fsdp': no process has the gradient of its own part of the "
-                "batch there; take 'ddp' or remove it"
-            )
-        if not self.ranks.many and not self.cutting.automatic and self.cutting.count(self.share) == 1:
-            raise ConfigurationError(
-                "train.noise_scale compares the gradients of two sizes of batches, and here is only one: write "
-                "'train.mega_batch_factor: 2' or more, or start several processes"
-            )
-        for step in self.steps:
-            own = {id(parameter) for parameter in step.parameters}
-            networks = {name: [p for p in self.networks[name].parameters() if id(p) in own] for name in step.trained}
-            step.noise_scale = NoiseScale(section, step.name, networks, self.ranks, self.device)
-
-    def _gather_batches(self) -> None:
-        section = self.settings.batch_size_optimizer
-        if section is None:
-            return
-        if not self.strategy.whole:
-            raise ConfigurationError("train.batch_size_optimizer cannot be had with 'strategy: fsdp'; take 'ddp' or remove it")
-        if section.type == "noise_scale" and self.settings.noise_scale is None:
-            raise ConfigurationError(
-                "train.batch_size_optimizer: 'type: noise_scale' goes by a measurement; write 'train.noise_scale: {}', too"
-            )
-        for step in self.steps:
-            step.gathering = Gathering(section, step.name, step.named_parameters(), self.config.seed, self.batch_size)
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -336,10 +301,7 @@ class Trainer:
         self._prepare_saving()
         for step in self.steps:
             values.update(step.learning_rates())
-            values.update(step.noise_scale.figures() if step.noise_scale is not None else {})
-            if step.gathering is not None:
-                step.gathering.grow(step.noise_scale.noise_scales() if step.noise_scale is not None else {})
-                values.update(step.gathering.figures())
+            values.update(batch_sizes.read(step))
         progress = self.progress
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)
@@ -609,7 +571,7 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
-        for line in (line for step in self.steps if step.noise_scale is not None for line in step.noise_scale.summary()):
+        for line in batch_sizes.summary(self.steps):
             LOGGER.info("%s", line)
         for line in self.health.summary():
             LOGGER.warning("%s", line)
