@@ -39,7 +39,7 @@ def _stage(stage: Stage, by_trial: bool) -> str:
         "memory format",
         "workers",
         "samples/s",
-        "x the first",
+        "times =",
         "interval",
         memory,
         "rounds",
@@ -48,8 +48,8 @@ def _stage(stage: Stage, by_trial: bool) -> str:
     most = max(ratios, key=lambda ratio: ratio.rounds)
     return (
         f"{_TITLES[stage.title]}\n{table(head, rows)}\n"
-        "  > chosen, * no other is better in both median speed and memory, = the first, which the others are compared with.\n"
-        f"  samples/s: median; x first: median ratio of the rounds that both were measured in; interval: where the true\n"
+        "  > chosen, * no other is better in both median speed and memory, = what the others are compared with.\n"
+        f"  samples/s: median; times =: median ratio of the rounds that both were measured in; interval: where the true\n"
         f"  median lies with a probability of {most.coverage:.0%} ({most.rounds} rounds; less with fewer)."
     )
 
@@ -59,7 +59,9 @@ def _order(row: Row) -> tuple[float, float]:
 
 
 def _cells(row: Row, stage: Stage) -> list[str]:
-    marks = (">" if row is stage.chosen else "") + ("*" if row in stage.pareto else "") + ("=" if row is stage.rows[0] else "")
+    marks = (
+        (">" if row is stage.chosen else "") + ("*" if row in stage.pareto else "") + ("=" if row is stage.reference else "")
+    )
     setting, memory = row.setting, size(row.memory) if row.memory is not None else "-"
     cells = [marks, f"{setting.micro_batch}", setting.precision, setting.memory_format, f"{setting.n_workers}"]
     if row.against is None:
@@ -70,12 +72,14 @@ def _cells(row: Row, stage: Stage) -> list[str]:
 
 
 def _choice(found: Tuned) -> str:
-    first, chosen = found.stages[0].rows[0], found.stages[0].chosen
+    first, reference, chosen = found.stages[0].rows[0], found.stages[0].reference, found.stages[0].chosen
     setting = found.setting
     words = f"{setting.precision}, {setting.memory_format}, micro-batches of {setting.micro_batch}, {setting.n_workers} workers"
     if setting == first.setting:
         return f"Chosen: what the file says ({words})."
     ratio = chosen.against
+    if first is not reference:
+        return f"Chosen: {words}. What the file says does not fit."
     gain = f", {ratio.median:.2f} times as fast as what the file says" if ratio is not None and ratio.certain else ""
     return f"Chosen: {words}{gain}."
 

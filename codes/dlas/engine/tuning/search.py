@@ -54,7 +54,7 @@ class Row:
         speeds: samples per second by round.
         memory: bytes; measured on a GPU, by the forecast elsewhere; None where that is not known.
         fits: it fits into the memory.
-        against: its speed over that of the stage's first setting.
+        against: its speed over that of the stage's reference.
     """
 
     setting: Setting
@@ -70,13 +70,15 @@ class Stage:
 
     Args:
         title: what they differ in.
-        rows: the one they are compared with first.
+        rows: in the order in which they were thought of.
+        reference: the one they are compared with: the file's own, or the first that fits.
         chosen: the fastest; of those that cannot be told from it, the one with the least memory.
         pareto: settings than which no other one is better in both speed and memory, by medians.
     """
 
     title: str
     rows: list[Row]
+    reference: Row
     chosen: Row
     pareto: list[Row]
 
@@ -88,7 +90,7 @@ class Tuned:
     Args:
         stages: in the order in which they were done; the last one's choice is the result.
         largest: most samples of a micro-batch that fit with the file's own precision and memory format.
-        bounded: no size was looked at that does not fit: `largest` is only as far as was looked.
+        bounded: a size was met that does not fit; else `largest` is only as far as was looked.
         memory: bytes that tensors may take; None if that is not known.
         by_trial: whether memory was measured; else it is a forecast.
         iteration: at which it was measured.
@@ -222,7 +224,7 @@ class _Search:
             )
         for row in measured:
             row.against = paired(row.speeds, measured[0].speeds)
-        return Stage(stage, rows, choose(measured), pareto(measured))
+        return Stage(stage, rows, measured[0], choose(measured), pareto(measured))
 
 
 def tune(
