@@ -41,6 +41,8 @@ COMMANDS = {
     "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview, speech",
     "list": "list what is registered, or the options of one name",
     "replay": "run the step of a crash bundle again and say what goes wrong",
+    "tune": "find the fastest settings for a YAML file by measuring them",
+    "compare": "show what runs reached in which time, as a table and a picture",
     "convert": "change trained networks: switch, unswitch",
     "convert-config": "convert an option file of BasicSR or traiNNer-redux",
     "reference": "write the reference pages and the JSON schema of option files",

@@ -437,6 +437,31 @@ class CrashBundlesConfig(Section):
 
 
 @dataclass(kw_only=True)
+class NoiseScaleConfig(Section):
+    """How noisy gradients are, measured with micro-batches or processes: it tells what larger batches would be good for."""
+
+    every: PositiveInt = opt(1, "iterations between measurements; each takes one more pass over the gradients")
+    decay: Fraction = opt(0.99, "share of the older measurements that each one keeps")
+
+
+@dataclass(kw_only=True)
+class BatchSizeOptimizerConfig(Section):
+    """Updates from the gradients of several batches, in place of one."""
+
+    type: Literal["gradient_direction", "table", "noise_scale"] = req(
+        "how many batches: until directions no longer settle; by `table`; as many as the measured noise scale is worth, which "
+        "needs `train.noise_scale`"
+    )
+    max_full_batches: PositiveInt = opt(10, "most batches of an update (not with `table`)")
+    poll_parameters: PositiveInt = opt(8, "gradient_direction: weights whose gradients are looked at, drawn for each update")
+    literal_sign: bool = opt(False, "gradient_direction: stop as DL-Art-School's code did, not as its comment said")
+    table: list[list[int]] = opt([], "pairs [from iteration, batches an update], the iterations ascending; 1 before the first")
+    lr_rule: Literal["none", "sqrt", "linear"] = opt(
+        "none", "the learning rate of an update from n batches is multiplied with 1, the root of n, or n"
+    )
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """The training loop."""
 
@@ -451,6 +476,12 @@ class TrainConfig(Section):
     warmup_iter: int = opt(-1, "linear warm-up of the learning rate over this many iterations, under any schedule; -1 is off")
     ema: EmaConfig = field(default_factory=EmaConfig, metadata={"doc": "average of the weights"})
     health: HealthConfig = field(default_factory=HealthConfig, metadata={"doc": "what is done about bad updates, in all steps"})
+    noise_scale: NoiseScaleConfig | None = opt(
+        None, "measure how noisy the gradient of each network is; takes several micro-batches or processes"
+    )
+    batch_size_optimizer: BatchSizeOptimizerConfig | None = opt(
+        None, "updates from several batches, and from how many; every batch is one by default"
+    )
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig, metadata={"doc": "reports of a loop that hangs"})
     crash_bundles: CrashBundlesConfig = field(
         default_factory=CrashBundlesConfig, metadata={"doc": "what is kept of a failed step"}
@@ -661,7 +692,8 @@ SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
         DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
-        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, WatchdogConfig, CrashBundlesConfig, TrainConfig, EvalConfig,
+        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig, CrashBundlesConfig,
+        BatchSizeOptimizerConfig, TrainConfig, EvalConfig,
         EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip

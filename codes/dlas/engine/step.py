@@ -16,9 +16,11 @@ from dlas.engine.device import seed_micro_batch
 from dlas.engine.distributed import GradientExchange, NoExchange
 from dlas.engine.distributed.tensors import whole
 from dlas.engine.gate import Gate
+from dlas.engine.gathering import Gathering
 from dlas.engine.health.guard import UpdateGuard
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
+from dlas.engine.noise_scale import NoiseScale
 from dlas.engine.out_of_memory import UPDATE_FIX, StepOutOfMemoryError, explained, is_out_of_memory, reason
 from dlas.engine.precision import Precision
 from dlas.engine.stage import STAGE
@@ -145,6 +147,8 @@ class TrainingStep:
         self.lr_factor = 1.0  # on top of the schedule
         self.guard: UpdateGuard | None = None  # set by the health monitor; without one every update is made
         self.exchange: GradientExchange = NoExchange()  # of gradients with other ranks; set where there are several
+        self.noise_scale: NoiseScale | None = None  # set by the trainer where it is asked for
+        self.gathering: Gathering | None = None  # set by the trainer where updates come from several batches
         self.any_rank: Callable[[bool], bool] = bool  # whether a flag is set on any rank; likewise
         self.doing = ""  # for messages
 
@@ -179,9 +183,21 @@ class TrainingStep:
             raise shortage or StepOutOfMemoryError(self.name, "another process", "it has no memory left")
         for part, entries in zip(parts, written, strict=True):
             part.state.update(entries)
-        if backpropagated:
+        if self._measures_noise(contexts[0].step, parts) and backpropagated:
+            assert self.noise_scale is not None
+            self.noise_scale.after_last(parts, self._loss_scale())
+        if backpropagated and self._gather(contexts[0].step):
             with explained(f"the optimiser ({type(self.optimizer).__name__}) of step '{self.name}'", UPDATE_FIX):
                 self._update(log_gradients)
+
+    def _gather(self, iteration: int) -> bool:
+        """Whether an update is due; its learning rates and gradients are ready then."""
+        if self.gathering is None:
+            return True
+        count = self.gathering.take(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.gathering.lr_factor(max(count, 1))
+        return count > 0
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """What its optimiser updates, by `network.path.to.parameter`."""
@@ -196,15 +212,27 @@ class TrainingStep:
     def _backpropagate(self, parts: list[MicroBatch], contexts: list[Context]) -> tuple[list[dict[str, Any]], bool]:
         """Forward and backward of all micro-batches: the new entries of each, and whether there are gradients."""
         trains = self.trains(contexts[0].step)
+        measures = self._measures_noise(contexts[0].step, parts)
         written, backpropagated = [], False
         for number, (part, context) in enumerate(zip(parts, contexts, strict=True), start=1):
             context.log = self._log
             seed_micro_batch(context, self.name, self.precision.device)
-            with torch.set_grad_enabled(trains), self.exchange.micro_batch(last=number == len(parts)):
+            # The gradients of a single micro-batch are measured before they travel, which is later then: in `finish`.
+            travels = number == len(parts) and not (measures and number == 1)
+            with torch.set_grad_enabled(trains), self.exchange.micro_batch(last=travels):
                 entries, has_gradients = self._forward_backward(part, context, trains)
+            if measures and number == 1 and self.noise_scale is not None:
+                self.noise_scale.after_first()
             written.append(entries)
             backpropagated |= has_gradients
         return written, backpropagated
+
+    def _measures_noise(self, step: int, parts: list[MicroBatch]) -> bool:
+        return self.noise_scale is not None and self.updates(step) and self.noise_scale.due(step, parts)
+
+    def _loss_scale(self) -> Tensor | None:
+        """The factor on losses, on the device; None without a scaler."""
+        return None if self.scaler is None else self.scaler.scale(torch.ones((), device=self.precision.device))
 
     def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> tuple[dict[str, Any], bool]:
         STAGE.enter("forward", self.name)
@@ -246,8 +274,7 @@ class TrainingStep:
             values.append(Weighted(each.name, each.weight, value))
         weights: list[Tensor | float] = [weighed.weight for weighed in values]
         if self.balancer is not None and values:
-            scale = None if self.scaler is None else self.scaler.scale(torch.ones((), device=values[0].value.device))
-            weights = self.balancer.weights(values, state, share, self.meter, scale)
+            weights = self.balancer.weights(values, state, share, self.meter, self._loss_scale())
         total: Tensor | None = None
         for (_, _, value), weight in zip(values, weights, strict=True):
             weighted = value if isinstance(weight, float) and weight == 1.0 else value * weight

@@ -20,6 +20,8 @@ def step_state(step: TrainingStep) -> dict[str, Any]:
         "schedule": step.schedule.state_dict(),
         "losses": loss_state(step),
         "injectors": injector_state(step),
+        "gathering": step.gathering.state_dict() if step.gathering is not None else None,
+        "noise_scale": step.noise_scale.state_dict() if step.noise_scale is not None else None,
     }
 
 
@@ -39,5 +41,9 @@ def restore_step(step: TrainingStep, state: dict[str, Any]) -> None:
     step.schedule.load_state_dict(state["schedule"])
     restore_loss_state(step, state.get("losses"))
     restore_injector_state(step, state.get("injectors"))
+    if step.gathering is not None and state.get("gathering") is not None:
+        step.gathering.load_state_dict(state["gathering"])
+    if step.noise_scale is not None and state.get("noise_scale") is not None:
+        step.noise_scale.load_state_dict(state["noise_scale"])
     if step.scaler is not None and state["scaler"] is not None:
         step.scaler.load_state_dict(state["scaler"])

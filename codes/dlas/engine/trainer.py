@@ -15,7 +15,7 @@ from dlas.config.schema import StepConfig
 from dlas.context import mix_seed
 from dlas.data.loader import Loader, build_loader
 from dlas.data.sampler import SampleOrder
-from dlas.engine import checkpoint
+from dlas.engine import batch_sizes, checkpoint
 from dlas.engine.averages import Averages
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
@@ -118,6 +118,7 @@ class Trainer:
             averaged = {name: self.networks[name] for name in trained}
             self.averages = Averages(self.settings.ema, averaged, self.batch_size)
         self.cutting = Cutting.of(self.settings)
+        batch_sizes.equip(config, self.steps, self.networks, self.cutting, self.strategy, self.device)
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
@@ -254,7 +255,7 @@ class Trainer:
             self.writer.poll()
             self.bar.update()
             validates = self._owes_validation() and progress.step < target
-            saves = progress.step % logger.save_checkpoint_freq == 0 and progress.step < target
+            saves = (progress.step % logger.save_checkpoint_freq == 0 or self._at_trough()) and progress.step < target
             if self._attend_to_health(wait=log or validates or saves or self.averages.due(progress.step)):
                 progress = self.progress  # of the checkpoint that the run went back to
                 continue
@@ -296,6 +297,7 @@ class Trainer:
         self._prepare_saving()
         for step in self.steps:
             values.update(step.learning_rates())
+            values.update(batch_sizes.read(step))
         progress = self.progress
         values.update(self.clock.lap(progress))
         values["peak_memory_mb"] = peak_memory_mb(self.device)
@@ -400,7 +402,11 @@ class Trainer:
 
     def _owes_validation(self) -> bool:
         step, val_freq, niter = self.progress.step, self.settings.val_freq, self.settings.niter
-        return self.progress.validated < step and (step == niter or bool(val_freq and step % val_freq == 0))
+        due = step == niter or bool(val_freq and step % val_freq == 0) or self._at_trough()
+        return self.progress.validated < step and due
+
+    def _at_trough(self) -> bool:
+        return any(each.schedule.is_trough(self.progress.step) for each in self.steps)
 
     def validate(self, stop: StopRequest) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
@@ -416,6 +422,8 @@ class Trainer:
             raise
         else:
             self._saved = False
+            for step in self.steps:
+                step.schedule.observe(self.validation.figures)
             if self.best.step(self.progress.best) == self.progress.step:
                 self.save()
         self.clock.resume()
@@ -542,6 +550,8 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
+        for line in batch_sizes.summary(self.steps):
+            LOGGER.info("%s", line)
         for line in self.health.summary():
             LOGGER.warning("%s", line)
         if self.progress.bad_files:

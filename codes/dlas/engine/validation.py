@@ -56,6 +56,7 @@ class Validation:
         self.best = best
         self.ranks = ranks
         self.words = ""
+        self.figures: dict[str, dict[str, float]] = {}  # of the latest validation, by set
         self._left_out: set[str] = set()  # told of once
 
     def run(self, progress: Progress, recorder: Recorder, seconds: float, stop: StopRequest) -> None:
@@ -71,6 +72,7 @@ class Validation:
             Stopping: there is one; nothing of the set in hand is recorded.
             TrainingError: a picture does not fit into memory, or cannot be measured.
         """
+        self.figures = {}
         for name, dataset in self.sets.items():
             if stop.agreed(self.ranks):
                 stop.check()
@@ -86,6 +88,7 @@ class Validation:
             for other in self.evaluator.ranks.gather(left_out):
                 left_out |= other
             sheets.merge(self.evaluator.ranks)
+            self.figures[name] = figures.means
             recorder.validation(progress.step, progress.samples, seconds, name, figures.means)
             if self.ranks.main:
                 self._draw(sheets, name, progress.step, recorder)

@@ -99,6 +99,9 @@ def _rates(step: str, group: str, scheme: ScheduleConfig | None, initial: Any, l
     if SCHEDULES.find(schedule).parameter("total_steps"):
         options.setdefault("total_steps", length)
     closed_form = SCHEDULES.create(schedule, options)
+    if hasattr(closed_form, "observe"):
+        words = f"{initial} at first; it is lowered when validations of {options['metric']} stop getting better"
+        return Rates(step, group, schedule, lambda s: 0.0, length, words)
     return Rates(step, group, schedule, lambda s: warmup_factor(s, warmup) * closed_form(s, float(initial)), length)
 
 

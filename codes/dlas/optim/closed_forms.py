@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from dlas.errors import ConfigurationError
 from dlas.registry import SCHEDULES
@@ -128,15 +128,27 @@ def cosine(*, total_steps: PositiveInt | None = None, eta_min: NonNegativeFloat 
 
 
 @SCHEDULES.register("linear")
-def linear(*, total_steps: PositiveInt | None = None, final_factor: NonNegativeFloat = 0.0) -> LearningRate:
-    """A straight line: ``lr = lr0 (1 + (final_factor - 1) min(s / N, 1))`` with N = total_steps.
+def linear(
+    *, total_steps: PositiveInt | None = None, final_factor: NonNegativeFloat = 0.0, warmup_steps: NonNegativeInt = 0
+) -> LearningRate:
+    """A straight line: ``lr = lr0 (1 + (final_factor - 1) min((s - w) / (N - w), 1))`` with N = total_steps, w = warmup_steps.
+
+    Before s = w the rate goes up in a straight line, ``lr0 (s + 1) / w``, so that it falls from all of lr0; `train.warmup_iter`
+    multiplies a line that has begun to fall.
 
     Args:
         total_steps: N; the length of the run by default.
         final_factor: rate at the end, as a multiple of lr0.
+        warmup_steps: w; 0 is off.
     """
-    end = _total("linear", total_steps)
-    return lambda step, initial: initial * (1 + (final_factor - 1) * min(step / end, 1.0))
+    end = _after("linear", total_steps, warmup_steps)
+
+    def learning_rate(step: int, initial: float) -> float:
+        if step < warmup_steps:
+            return initial * warmup_factor(step, warmup_steps)
+        return initial * (1 + (final_factor - 1) * min((step - warmup_steps) / end, 1.0))
+
+    return learning_rate
 
 
 @SCHEDULES.register("polynomial")
@@ -207,6 +219,241 @@ def one_cycle(
     return learning_rate
 
 
+@SCHEDULES.register("wsd", "warmup_stable_decay")
+def warmup_stable_decay(
+    *,
+    total_steps: PositiveInt | None = None,
+    warmup_steps: NonNegativeInt = 0,
+    decay_share: Fraction = 0.2,
+    decay: Literal["1-sqrt", "linear", "cosine"] = "1-sqrt",
+    final_factor: NonNegativeFloat = 0.0,
+) -> LearningRate:
+    """Up, constant, down at the end: ``lr = lr0 (f + (1 - f) d(p))``, p the share of the decay that is done.
+
+    With N = total_steps, the decay takes the last decay_share N steps; before it the rate is lr0, and before s = warmup_steps
+    it is ``lr0 (s + 1) / warmup_steps``. Since all before the decay does not depend on N, a run that is to be longer goes on
+    from a checkpoint before its decay.
+
+    Args:
+        total_steps: N; the length of the run by default.
+        warmup_steps: length of the way up; 0 is off.
+        decay_share: length of the way down, as a share of N.
+        decay: d(p): ``1 - sqrt(p)``, ``1 - p`` or ``(1 + cos(pi p)) / 2``.
+        final_factor: f, rate at the end as a multiple of lr0.
+
+    Source: Hu et al., "MiniCPM", arXiv 2404.06395, section 4; the shape 1-sqrt: Hägele et al., "Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations", arXiv 2405.18392, section 3.
+    """
+    end = _total("wsd", total_steps)
+    length = decay_share * end
+    shape: Callable[[float], float] = {
+        "1-sqrt": lambda p: 1 - math.sqrt(p),
+        "linear": lambda p: 1 - p,
+        "cosine": lambda p: (1 + math.cos(math.pi * p)) / 2,
+    }[decay]
+
+    def learning_rate(step: int, initial: float) -> float:
+        done = min(max(step - (end - length), 0.0) / length, 1.0) if length else 0.0
+        factor = final_factor + (1 - final_factor) * shape(done)
+        return initial * factor * warmup_factor(step, warmup_steps)
+
+    return learning_rate
+
+
+@SCHEDULES.register("infinite")
+def infinite(
+    *,
+    cooldown_steps: PositiveInt,
+    warmup_steps: NonNegativeInt = 0,
+    constant_factor: PositiveFloat = 0.5,
+    anneal_from: NonNegativeInt | None = None,
+    anneal_steps: PositiveInt | None = None,
+    final_factor: NonNegativeFloat = 0.0,
+) -> LearningRate:
+    """Up, down to a constant that has no end, and from there to nearly nothing whenever a result is wanted.
+
+    Linear up to lr0 over warmup_steps; half a cosine to ``c = constant_factor lr0`` over the next cooldown_steps; then c. From
+    s = anneal_from on, ``c (final_factor lr0 / c)^p`` with p the share of anneal_steps that is done, or the same by a straight
+    line where final_factor is 0.
+
+    Args:
+        cooldown_steps: length of the way down to the constant.
+        warmup_steps: length of the way up; 0 is off.
+        constant_factor: the constant, as a multiple of lr0.
+        anneal_from: step at which the end begins; never by default.
+        anneal_steps: length of the end; needed with `anneal_from`.
+        final_factor: rate at the end, as a multiple of lr0.
+
+    Source: Ibrahim et al., "Simple and Scalable Strategies to Continually Pre-train Large Language Models", arXiv 2403.08763,
+    section 7.
+    """
+    if (anneal_from is None) != (anneal_steps is None):
+        raise ConfigurationError("infinite: give both of anneal_from and anneal_steps, or none")
+    if anneal_from is not None and anneal_from < warmup_steps + cooldown_steps:
+        raise ConfigurationError(
+            f"infinite: anneal_from is {anneal_from}, and warm-up and cool-down end at {warmup_steps + cooldown_steps}: "
+            "begin later"
+        )
+
+    def learning_rate(step: int, initial: float) -> float:
+        constant, final = constant_factor * initial, final_factor * initial
+        if step < warmup_steps:
+            return initial * warmup_factor(step, warmup_steps)
+        if anneal_from is None or anneal_steps is None or step < anneal_from:
+            return _cosine(initial, constant, (step - warmup_steps) / cooldown_steps)
+        done = min((step - anneal_from) / anneal_steps, 1.0)
+        return constant * (final / constant) ** done if final > 0 else _straight(constant, final, done)
+
+    return learning_rate
+
+
+@SCHEDULES.register("rex")
+def rex(*, total_steps: PositiveInt | None = None, beta: Fraction = 0.5) -> LearningRate:
+    """Slowly down at first and fast at the end: ``lr = lr0 (1 - z) / (1 - beta z)`` with z = min(s / N, 1), N = total_steps.
+
+    Args:
+        total_steps: N; the length of the run by default.
+        beta: how late it falls, below 1; 0 is a straight line.
+
+    Source: Chen, Wolfe and Kyrillidis, "REX: Revisiting Budgeted Training with an Improved Schedule", arXiv 2107.04197,
+    section 3 (beta 1/2).
+    """
+    if beta >= 1:
+        raise ConfigurationError(f"rex: beta must be below 1, given: {beta}")
+    end = _total("rex", total_steps)
+
+    def learning_rate(step: int, initial: float) -> float:
+        left = 1 - min(step / end, 1.0)
+        return initial * left / (1 - beta + beta * left)
+
+    return learning_rate
+
+
+@SCHEDULES.register("cyclic_tradeoff")
+class CyclicTradeoff:
+    """Cosine cycles, each `growth` times as long as the last, that all end near zero: one run, a result for many budgets.
+
+    Cycle i has ``T_i = first_cycle growth^i`` steps (rounded) and ``lr = m + (lr0 - m) (1 + cos(pi t / (T_i - 1))) / 2``, t
+    being the steps since it began and m = min_factor lr0: lr0 at its first update, m at its last. After the last update of a
+    cycle, at its trough, the run is validated and saved whatever `val_freq` and `save_checkpoint_freq` say. Figures at troughs
+    rank methods and budgets; they are not those of a run that was planned for the budget.
+
+    Args:
+        first_cycle: T_0.
+        growth: how much longer each cycle is than the one before.
+        warmup_steps: steps of a straight way up to lr0 before the first cycle; 0 is off.
+        min_factor: rate at a trough, as a multiple of lr0.
+
+    Source: Portes et al., "Fast Benchmarking of Accuracy vs. Training Time with Cyclic Learning Rates", arXiv 2206.00832,
+    section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        first_cycle: PositiveInt,
+        growth: PositiveFloat = 2.0,
+        warmup_steps: NonNegativeInt = 0,
+        min_factor: NonNegativeFloat = 0.0,
+    ) -> None:
+        if growth < 1:
+            raise ConfigurationError(f"cyclic_tradeoff: growth must be 1 or more, given: {growth}")
+        self.growth = growth
+        self.warmup_steps = warmup_steps
+        self.min_factor = min_factor
+        self._ends = [warmup_steps, warmup_steps + first_cycle]  # of the warm-up and of each cycle
+        self._length = float(first_cycle)
+
+    def __call__(self, step: int, initial: float) -> float:
+        """The learning rate of the update after `step` completed ones."""
+        if step < self.warmup_steps:
+            return initial * warmup_factor(step, self.warmup_steps)
+        cycle = bisect_right(self._up_to(step + 1), step)
+        start, end = self._ends[cycle - 1], self._ends[cycle]
+        return _cosine(initial, self.min_factor * initial, (step - start) / max(end - start - 1, 1))
+
+    def is_trough(self, step: int) -> bool:
+        """Whether a cycle ends with completed step number `step`."""
+        return step > self.warmup_steps and step in self._up_to(step)[1:]
+
+    def _up_to(self, step: int) -> list[int]:
+        while self._ends[-1] < step:
+            self._length *= self.growth
+            self._ends.append(self._ends[-1] + max(round(self._length), 1))
+        return self._ends
+
+
+@SCHEDULES.register("plateau")
+class Plateau:
+    """Lowers the rate when a validation figure has stopped getting better: ``lr = lr0 max(factor^n, min_factor)``.
+
+    n grows by one when `patience` validations in a row were not better than the best one by `threshold` of its size, and then
+    waits for `patience` others. It is part of checkpoints. It needs validations: set `train.val_freq`.
+
+    Args:
+        metric: figure of a validation, as metrics.jsonl has it.
+        mode: whether more or less of it is better.
+        set: name of the data set; the first one validated on by default.
+        patience: validations without progress after which the rate falls.
+        factor: what it is multiplied with.
+        threshold: progress is more than this, as a share of the best figure.
+        min_factor: least rate, as a multiple of lr0.
+    """
+
+    def __init__(
+        self,
+        *,
+        metric: str,
+        mode: Literal["max", "min"],
+        set: str | None = None,
+        patience: PositiveInt = 5,
+        factor: Fraction = 0.5,
+        threshold: NonNegativeFloat = 1e-4,
+        min_factor: NonNegativeFloat = 0.0,
+    ) -> None:
+        self.metric = metric
+        self.sign = 1 if mode == "max" else -1
+        self.set = set
+        self.patience = patience
+        self.factor = factor
+        self.threshold = threshold
+        self.min_factor = min_factor
+        self.best: float | None = None
+        self.waited = 0
+        self.falls = 0
+
+    def __call__(self, step: int, initial: float) -> float:
+        """The learning rate now, whatever the step."""
+        del step
+        return initial * max(self.factor**self.falls, self.min_factor)
+
+    def observe(self, figures: Mapping[str, Mapping[str, float]]) -> None:
+        """Takes the figures of a validation, by set.
+
+        Raises:
+            ConfigurationError: the figure is not among them.
+        """
+        name = self.set or next(iter(figures), "")
+        if self.metric not in figures.get(name, {}):
+            there = "; ".join(f"{each}: {', '.join(values)}" for each, values in figures.items()) or "none"
+            raise ConfigurationError(f"schedule plateau: no validation gives '{self.metric}' of '{name}'; there are: {there}")
+        value = figures[name][self.metric]
+        if self.best is None or self.sign * (value - self.best) > self.threshold * abs(self.best):
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.falls, self.waited = self.falls + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs."""
+        return {"best": self.best, "waited": self.waited, "falls": self.falls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`; an empty one is a new beginning."""
+        self.best, self.waited, self.falls = state.get("best"), state.get("waited", 0), state.get("falls", 0)
+
+
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
@@ -219,6 +466,14 @@ def _total(name: str, total_steps: int | None) -> int:
     if total_steps is None:
         raise ConfigurationError(f"{name}: give 'total_steps', since the length of the run is not known here")
     return total_steps
+
+
+def _after(name: str, total_steps: int | None, warmup_steps: int) -> int:
+    """Steps that are left behind a warm-up."""
+    end = _total(name, total_steps)
+    if warmup_steps >= end:
+        raise ConfigurationError(f"{name}: a warm-up of {warmup_steps} steps leaves nothing of {end}: make it shorter")
+    return end - warmup_steps
 
 
 def _cycles(

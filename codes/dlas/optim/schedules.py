@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from dlas.errors import ConfigurationError
-from dlas.optim.closed_forms import LearningRate, warmup_factor
+from dlas.optim.closed_forms import CyclicTradeoff, LearningRate, Plateau, warmup_factor
 from dlas.optim.signatures import check_keywords, keyword_parameters
 from dlas.registry import SCHEDULES, nearest
 
@@ -45,9 +45,17 @@ class Schedule:
         """Goes on from a `state_dict`."""
         raise NotImplementedError
 
+    def is_trough(self, step: int) -> bool:
+        """Whether a cycle ends with completed step number `step`, where the weights are worth a validation."""
+        del step
+        return False
+
+    def observe(self, figures: Mapping[str, Mapping[str, float]]) -> None:
+        """Takes the figures of a validation, by set; most schedules do not care."""
+
 
 class ClosedFormSchedule(Schedule):
-    """A schedule that is a function of the step and of each group's `initial_lr`.
+    """A schedule that is a function of the step and of each group's `initial_lr`, or of validations (`Plateau`).
 
     Args:
         learning_rate: the function.
@@ -66,10 +74,18 @@ class ClosedFormSchedule(Schedule):
             group["lr"] = factor * self.learning_rate(step, group["initial_lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return self.learning_rate.state_dict() if isinstance(self.learning_rate, Plateau) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
+        if isinstance(self.learning_rate, Plateau):
+            self.learning_rate.load_state_dict(state)
+
+    def is_trough(self, step: int) -> bool:
+        return isinstance(self.learning_rate, CyclicTradeoff) and self.learning_rate.is_trough(step)
+
+    def observe(self, figures: Mapping[str, Mapping[str, float]]) -> None:
+        if isinstance(self.learning_rate, Plateau):
+            self.learning_rate.observe(figures)
 
 
 class TorchSchedule(Schedule):

@@ -369,13 +369,12 @@ TRAIN = [
     _moved("train.manual_seed", "seed", 7, "; 0, not a random one, where it is not given"),
     _refused("train.sort_key", "samples keep their order in a batch", "sort in the data set", (None,), example="wav_lengths"),
     _refused("train.auto_collate", "micro-batches are not cropped", "crop by an injector", (False, None)),
-    _refused(
+    _supported(
         "train.batch_size_optimizer",
-        "the batch size does not change in a run",
-        "write 'mega_batch_factor' and a larger batch; DL-Art-School's could not accumulate",
-        (None,),
-        example={"type": "gradient_direction"},
+        "does what its author intended: DL-Art-School's could not accumulate, and stopped by the reverse of its own comment",
+        {"type": "gradient_direction"},
     ),
+    _dropped("train.batch_size_optimizer.recalculate_directions_steps", _UNREAD, 1),
     _dropped("train.compute_psnr", "nothing reads it; 'eval.metrics' names the metrics"),
 ]
 

@@ -35,6 +35,7 @@ def check_limits(config: Config, problems: list[Problem], training: bool) -> Non
     if niter is not None:
         for scheme in _schedules(config):
             _check_schedule(scheme, niter, problems)
+            _check_plateau(scheme, config, problems)
         _check_frequencies(config, niter, problems)
 
 
@@ -114,6 +115,13 @@ def _schedules(config: Config) -> Iterator[ScheduleConfig]:
     for step in (config.steps or {}).values():
         if isinstance(step, StepConfig) and step.lr_scheme:
             yield step.lr_scheme
+
+
+def _check_plateau(scheme: ScheduleConfig, config: Config, problems: list[Problem]) -> None:
+    metric = scheme.options.get("metric")
+    if scheme.type == "plateau" and config.eval and isinstance(metric, str) and metric not in config.eval.figures:
+        there = ", ".join(config.eval.figures) or "none"
+        at(scheme, "metric", problems).note(f"'{metric}' is not measured; there are: {there}", "add it to 'eval.metrics'")
 
 
 def _check_schedule(scheme: ScheduleConfig, niter: int, problems: list[Problem]) -> None:

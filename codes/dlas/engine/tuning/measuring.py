@@ -1,0 +1,113 @@
+"""How fast a setting trains, and what memory it takes: the trainer's own iterations on the file's data."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from dlas.config import Config
+from dlas.engine.dryrun import dry_run
+from dlas.engine.out_of_memory import is_out_of_memory, release_memory
+from dlas.engine.trainer import Trainer
+
+_FEWEST = 3  # iterations that are timed
+_NO_END = 10**9  # iterations: measuring must not meet the end of a run
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One measurement.
+
+    Args:
+        samples_per_second: data and all.
+        peak_bytes: largest memory that tensors took on the GPU; None on a CPU, where this cannot be told from the rest.
+    """
+
+    samples_per_second: float
+    peak_bytes: int | None
+
+
+def measure(config: Config, device: torch.device, seconds: float, iteration: int) -> Speed | None:
+    """Trains for some seconds; None if memory runs out.
+
+    Nothing is written where the run would write.
+
+    Args:
+        config: with the setting applied.
+        device: of the run.
+        seconds: to train for, after some iterations that do not count: the first ones, and as many as workers have read ahead.
+        iteration: number of completed iterations that gates and schedules are told at the start.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="dlas-tune-") as folder:
+            return _measure(_standing_alone(config, folder), device, seconds, iteration)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory(device)  # behind the handler: its frames hold what the attempt has left
+    return None
+
+
+def _measure(config: Config, device: torch.device, seconds: float, iteration: int) -> Speed:
+    section = config.datasets["train"]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    trainer = Trainer(config)
+    trainer.progress.step = iteration
+    with trainer._loader() as loader:
+        for _ in range(2 + section.n_workers * section.prefetch_factor):
+            trainer.iterate(next(loader))
+        _wait_for(device)
+        start, before = time.perf_counter(), trainer.progress.samples
+        count = 0
+        while count < _FEWEST or time.perf_counter() - start < seconds:
+            trainer.iterate(next(loader))
+            count += 1
+        _wait_for(device)
+        taken = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    speed = Speed((trainer.progress.samples - before) / taken, peak)
+    del trainer, loader
+    release_memory(device)
+    return speed
+
+
+def forecast(config: Config) -> int | None:
+    """The largest memory that tensors take by a rehearsal, in bytes; None if it fails."""
+    try:
+        largest = dry_run(config).largest
+    except Exception:  # of foreign components, in any way: measuring goes on without
+        return None
+    return None if largest is None else largest.peak.total
+
+
+def heaviest_iteration(config: Config) -> int:
+    """The iteration of the run that takes most memory: every gate that opens late is open there; 0 if that is not known."""
+    try:
+        largest = dry_run(config).largest
+    except Exception:
+        return 0
+    return 0 if largest is None else largest.number
+
+
+def _standing_alone(config: Config, folder: str) -> Config:
+    """Without validation, pictures and an end, below a folder of its own."""
+    assert config.train is not None
+    return replace(
+        config,
+        datasets={"train": config.datasets["train"]},
+        train=replace(config.train, niter=config.train.niter + _NO_END),
+        checkpoints=replace(config.checkpoints, keep_best=None),
+        logger=replace(config.logger, visuals=[], tensorboard=False),
+        path=replace(config.path, experiments=folder, resume_state=None),
+    )
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
