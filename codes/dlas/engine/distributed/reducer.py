@@ -26,7 +26,7 @@ class _Bucket:
     views: list[Tensor]
     waiting: int = 0
     work: torch.distributed.Work | None = None
-    absent: list[int] = field(default_factory=list)  # places of parameters without a gradient on this rank
+    absent: list[int] = field(default_factory=list)  # places of parameters that learn and have no gradient on this rank
 
     @property
     def counts(self) -> Tensor:
@@ -113,11 +113,13 @@ class BucketReducer:
     def _send(self, bucket: _Bucket) -> None:
         self._next += 1
         gradients = [(p.grad, view) for p, view in zip(bucket.parameters, bucket.views, strict=True) if p.grad is not None]
-        bucket.absent = [place for place, parameter in enumerate(bucket.parameters) if parameter.grad is None]
+        absent = [place for place, parameter in enumerate(bucket.parameters) if parameter.grad is None]
+        # What is frozen for now is so on every rank: nobody has to be asked.
+        bucket.absent = [place for place in absent if bucket.parameters[place].requires_grad]
         bucket.counts.fill_(1.0)
-        if bucket.absent:
-            bucket.counts[bucket.absent] = 0.0
-            torch._foreach_zero_([bucket.views[place] for place in bucket.absent])
+        if absent:
+            bucket.counts[absent] = 0.0
+            torch._foreach_zero_([bucket.views[place] for place in absent])
         if gradients:
             sources, targets = zip(*gradients, strict=True)
             torch._foreach_copy_(list(targets), [g.to_dense() if g.is_sparse else g for g in sources])
