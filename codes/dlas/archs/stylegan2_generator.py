@@ -75,6 +75,7 @@ class StyleGAN2Generator(nn.Module):
         super().__init__()
         if size < 8 or size & (size - 1):
             raise ValueError(f"size must be a power of 2, 8 at least, got {size}")
+        self.size = size
         self.style_dim = style_dim
         self.checkpointing = False
         mapping = [EqualLinear(style_dim, style_dim, activate=True, lr_mul=lr_mlp) for _ in range(n_mlp)]

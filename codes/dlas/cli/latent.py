@@ -1,4 +1,4 @@
-"""`dlas latent COMMAND`: pictures in the latent space of a flow."""
+"""`dlas latent COMMAND`: pictures in the latent space of a flow, and of StyleGAN2's generator."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     sweep.add_argument("--samples", type=_several, default=3, metavar="N", help="rows (3)")
     sweep.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (0)")
+    project = command(
+        "project",
+        "find the latent with which StyleGAN2's generator makes a picture; it is written beside OUTPUT, as .safetensors",
+        picture="the picture; the square in its middle is taken",
+    )
+    project.add_argument("--steps", type=_several, default=1000, metavar="N", help="of the search (1000)")
+    project.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (0)")
+    project.add_argument(
+        "--lpips", nargs=2, metavar=("VGG16", "HEADS"), help="files of weights: the perceptual distance counts, too"
+    )
+    project.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,11 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = [".safetensors"] if name == "encode" else sorted(WRITABLE)
     if output.suffix.lower() not in wanted:
         raise UserError(f"{output}: what {name} writes must end with {' or '.join(wanted)}")
-    flow = load_flow(arguments.model, arguments.network)
-    if name == "encode":
-        _encode(flow, arguments, output)
+    if name == "project":
+        _project(arguments, output)
+    elif name == "encode":
+        _encode(load_flow(arguments.model, arguments.network), arguments, output)
     else:
-        write_picture(output, Picture(_made(flow, arguments)))
+        write_picture(output, Picture(_made(load_flow(arguments.model, arguments.network), arguments)))
     print(output)
     return 0
 
@@ -82,6 +94,27 @@ def _encode(flow: SRFlow, arguments: argparse.Namespace, output: Path) -> None:
     print(
         f"{bits.item() / flow.out_nc:.3f} bits a dimension; latents of deviation {math.sqrt(mean):.3f}, 1 is what was learned"
     )
+
+
+def _project(arguments: argparse.Namespace, output: Path) -> None:
+    from safetensors.torch import save_file
+
+    from dlas.engine.device import choose_device
+    from dlas.inference.pictures import Picture, write_picture
+    from dlas.inference.projection import load_generator, project, read_target
+    from dlas.layers import lpips
+
+    device = choose_device(arguments.device)
+    generator = load_generator(arguments.model, arguments.network).to(device)
+    target = read_target(arguments.picture, generator.size).to(device)
+    perceptual = None
+    if arguments.lpips:
+        classifier, heads = arguments.lpips
+        perceptual = lpips.load_lpips("vgg", classifier, heads, "dlas latent project", device)
+    latent, made = project(generator, target, steps=arguments.steps, seed=arguments.seed, perceptual=perceptual)
+    write_picture(output, Picture(made[0].cpu()))
+    save_file({"latent": latent.cpu()}, output.with_suffix(".safetensors"))
+    print(f"mean squared error {(made - target).square().mean().item():.6f} of pictures in [0, 1]")
 
 
 def _made(flow: SRFlow, arguments: argparse.Namespace) -> Tensor:

@@ -33,7 +33,7 @@ COMMANDS = {
     "export": "write a network in another form: onnx",
     "release": "make a run ready for others: weights that say what they are, a page, a sheet",
     "interpolate": "write the network between two of the same architecture",
-    "latent": "pictures in the latent space of a flow: encode, decode, restore, transfer, interpolate, sweep",
+    "latent": "pictures in latent spaces: encode, decode, restore, transfer, interpolate, sweep (flows), project (StyleGAN2)",
     "statistics": "measure a set of pictures once, for metrics to compare with",
     "ema": "make an average of any width from the snapshots of a run",
     "check": "list what is wrong with a YAML file",
