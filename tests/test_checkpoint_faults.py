@@ -658,8 +658,8 @@ def test_pictures_tensorboard_and_logs_end_no_run(tmp_path, monkeypatch, caplog)
 
     from torch.utils.tensorboard import SummaryWriter
 
-    monkeypatch.setattr("dlas.engine.trainer.write_png", full)
-    monkeypatch.setattr("dlas.engine.validation.write_png", full)
+    for module in ("visuals", "results", "validation"):
+        monkeypatch.setattr(f"dlas.engine.{module}.write_png", full)
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     run = trainer(tmp_path, toys.PSNR, "logger.tensorboard=true", "logger.visuals=[gen]", "logger.visual_debug_rate=1")
     run.folder.log = Path("/dev/full")

@@ -54,13 +54,13 @@ class SampleOrder:
 
         Batches begin at multiples of their size, of which the epoch's beginning need not be one.
         """
-        random = np.random.default_rng(mix_seed(self.seed, "batches", epoch))
+        rng = np.random.default_rng(mix_seed(self.seed, "batches", epoch))
         order, size = self._permutation, self._batch_size
         for start in range(-epoch * self.length % size, self.length - size + 1, self._window):
             stretch = order[start : start + self._window]
             stretch = stretch[: len(stretch) // size * size]
             by_length = stretch[np.argsort(lengths[stretch], kind="stable")].reshape(-1, size)
-            order[start : start + len(stretch)] = random.permutation(by_length).ravel()
+            order[start : start + len(stretch)] = rng.permutation(by_length).ravel()
 
 
 def batches(

@@ -181,7 +181,7 @@ def _check_validation(config: Config, problems: list[Problem]) -> None:
         what = "there is no data set to validate on"
         at(config.train, "val_freq", problems).note(what, "add one under 'datasets:' (any name but 'train')", "warning")
     logger = config.logger
-    if logger is not None and not (logger.visuals or logger.audio) and chosen(logger, "visual_debug_rate"):
+    if logger is not None and logger.visuals == [] and not logger.audio and chosen(logger, "visual_debug_rate"):
         key_at(logger, "visual_debug_rate", problems).note(
             "has no effect without 'visuals' or 'audio'", "name state keys there", "warning"
         )

@@ -76,13 +76,13 @@ class Companions:
         """Of what is drawn for a clip: (1, length), or of several (count, 1, length)."""
         return (1, self.length) if self.count == 1 else (self.count, 1, self.length)
 
-    def beside(self, path: Path, of_voice: Sequence[Path], random: np.random.Generator) -> tuple[Tensor, bool]:
+    def beside(self, path: Path, of_voice: Sequence[Path], rng: np.random.Generator) -> tuple[Tensor, bool]:
         """Parts of other clips, drawn without putting them back as long as there are enough.
 
         Args:
             path: the clip.
             of_voice: clips of its voice, with or without itself.
-            random: draws.
+            rng: draws.
 
         Returns:
             The parts, of `shape`, and whether they are of the clip itself.
@@ -90,7 +90,7 @@ class Companions:
         Raises:
             BadSample: there are no others, or a file is unusable.
         """
-        order = (of_voice[each] for each in random.permutation(len(of_voice)))
+        order = (of_voice[each] for each in rng.permutation(len(of_voice)))
         files = list(itertools.islice((each for each in order if each != path), self.count))
         alone = not files
         if alone and self.alone != "self":
@@ -98,5 +98,5 @@ class Companions:
                 path, "is the only clip of its speaker, so no other can tell the voice; add some, or say `only_clip: self`"
             )
         chosen = itertools.islice(itertools.cycle(files or [path]), self.count)
-        parts = [pad_to(read_part(each, self.rate, self.length, random.random())[None], [1, self.length]) for each in chosen]
+        parts = [pad_to(read_part(each, self.rate, self.length, rng.random())[None], [1, self.length]) for each in chosen]
         return torch.stack(parts).reshape(self.shape), alone
