@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dlas.layers.attention import AttentionPool
-from dlas.layers.unet import DescendingHalf, UNetOptions, check_side, zeroed
+from dlas.layers.unet import DescendingHalf, UNetOptions, check_side
+from dlas.layers.zeroed import zeroed
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveInt
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dlas.layers.attention import project, split_heads
 from dlas.layers.group_norm import GroupNorm
 from dlas.layers.relative_bias import RelativePositionBias
+from dlas.layers.zeroed import zeroed
 
 
 class SequenceAttention(nn.Module):
@@ -31,9 +32,7 @@ class SequenceAttention(nn.Module):
         self.heads, self.residual_normed = heads, residual_normed
         self.norm = GroupNorm(channels, "dlas")
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv1d(channels, channels, 1)
-        for parameter in self.proj_out.parameters():
-            nn.init.zeros_(parameter)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
         self.relative_pos_embeddings = RelativePositionBias(heads, (channels / heads) ** 0.5) if relative else None
 
     def forward(self, x: Tensor) -> Tensor:

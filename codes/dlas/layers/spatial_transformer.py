@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlas.layers.attention import as_pixels
 from dlas.layers.token_norm import TokenNorm
+from dlas.layers.zeroed import zeroed
 
 
 class CrossAttention(nn.Module):
@@ -137,9 +138,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads, context_channels, dropout, low_precision) for _ in range(depth)
         )
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-        for parameter in self.proj_out.parameters():
-            nn.init.zeros_(parameter)
+        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, H, W), (B, S, context channels) and (B, S), see `CrossAttention` -> (B, channels, H, W)."""

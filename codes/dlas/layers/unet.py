@@ -21,6 +21,7 @@ from dlas.layers.padding import pad_to_multiple
 from dlas.layers.recompute import recompute
 from dlas.layers.spatial_transformer import SpatialTransformer
 from dlas.layers.time_embedding import TimeEmbedding
+from dlas.layers.zeroed import zeroed
 
 
 @dataclass(frozen=True)
@@ -327,13 +328,6 @@ def enlarge_to(low_res: Tensor, x: Tensor, mode: Literal["bilinear", "bicubic"] 
     """`low_res` (B, C, h, w) at the height and width of `x`, in the type of `x`."""
     # antialias gives the bicubic kernel with which low-resolution pictures are made (a = -0.5) and changes nothing else here.
     return F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode=mode, align_corners=False, antialias=mode == "bicubic")
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer, with weights and biases of 0."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def check_side(what: str, side: int, factor: int) -> None:

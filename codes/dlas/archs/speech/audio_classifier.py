@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dlas.layers.group_norm import GroupNorm
 from dlas.layers.recompute import recompute
 from dlas.layers.sequence_attention import SequenceAttention
+from dlas.layers.zeroed import zeroed
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveInt
 
@@ -28,9 +29,7 @@ class ResidualBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNorm(channels, "dlas"), nn.SiLU(), nn.Conv1d(channels, channels, kernel_size, padding=pad)
         )
-        last = nn.Conv1d(channels, channels, kernel_size, padding=pad)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
+        last = zeroed(nn.Conv1d(channels, channels, kernel_size, padding=pad))
         self.out_layers = nn.Sequential(GroupNorm(channels, "dlas"), nn.SiLU(), nn.Dropout(dropout), last)
 
     def forward(self, x: Tensor) -> Tensor:

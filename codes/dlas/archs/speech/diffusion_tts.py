@@ -18,6 +18,7 @@ from dlas.layers.group_norm import GroupNorm
 from dlas.layers.recompute import recompute
 from dlas.layers.sequence_attention import SequenceAttention
 from dlas.layers.time_embedding import timestep_embedding
+from dlas.layers.zeroed import zeroed
 from dlas.registry import ARCHS
 from dlas.types import Fraction, PositiveInt
 
@@ -41,7 +42,7 @@ class ResidualBlock(nn.Module):
         self.in_layers = nn.Sequential(GroupNorm(channels, "dlas"), nn.SiLU(), nn.Conv1d(channels, channels, 1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(channels, 2 * channels))
         last = nn.Conv1d(channels, channels, 3, padding=1)
-        self.out_layers = nn.Sequential(GroupNorm(channels, "dlas"), nn.SiLU(), nn.Dropout(dropout), _zeroed(last))
+        self.out_layers = nn.Sequential(GroupNorm(channels, "dlas"), nn.SiLU(), nn.Dropout(dropout), zeroed(last))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, channels, T), (B, channels) -> (B, channels, T)."""
@@ -130,7 +131,7 @@ class DiffusionTTS(nn.Module):
         self.mel_head = nn.Conv1d(width, in_channels, 3, padding=1)
         layers: list[nn.Module] = [DiffusionLayer(width, num_heads, dropout) for _ in range(num_layers)]
         self.layers = nn.ModuleList([*layers, *(ResidualBlock(width, dropout) for _ in range(LAST_BLOCKS))])
-        last = _zeroed(nn.Conv1d(width, out_channels, 3, padding=1))
+        last = zeroed(nn.Conv1d(width, out_channels, 3, padding=1))
         self.out = nn.Sequential(GroupNorm(width, "dlas"), nn.SiLU(), last)
         if trained_on == "codes":
             self.latent_conditioner.requires_grad_(False)
@@ -241,9 +242,3 @@ class DiffusionTTS(nn.Module):
         more = {"out_channels": 8, "num_heads": 2, "layer_drop": 0.0, "trained_on": "codes"}
         codes, clips = torch.randint(9, (2, 3)), torch.randn(2, 2, 4, 9)
         return options | more, (torch.randn(2, 4, 10), torch.tensor([3, 700]), codes, clips, None, False, True)
-
-
-def _zeroed(layer: nn.Conv1d) -> nn.Conv1d:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
