@@ -34,7 +34,7 @@ import torch
 from step_overhead import InMemory  # registers the data set too
 
 from dlas.config import load
-from dlas.engine.clock import Clock
+from dlas.engine.throughput import Throughput
 from dlas.engine.trainer import Trainer
 from dlas.observe.console import progress_bar
 from dlas.observe.recorder import Recorder
@@ -53,7 +53,8 @@ def trainer(folder: str, name: str, precision: str, data: str, *overrides: str) 
     made.folder.path.mkdir(exist_ok=True)
     (made.folder.path / "config.resolved.yml").write_text("")
     made.recorder = Recorder(made.folder.metrics, None)
-    made.clock, made.bar = Clock(made.progress), progress_bar(1, 0)
+    made.bar = progress_bar(1, 0)
+    made.throughput = Throughput(made.config, made.progress, made.device, made.precision, made.work)
     return made
 
 
@@ -62,13 +63,10 @@ def stepper(made: Trainer, log: bool = False) -> Callable[[], None]:
     loader = made._loader()
 
     def run() -> None:
-        made.clock.waiting()
-        batch = next(loader)
-        made.clock.working()
-        made.iterate(batch, log_gradients=log)
+        made.iterate(next(loader), log_gradients=log)
         made._attend_to_health(wait=log)
         if log:
-            made._log(loader)
+            made._log()
 
     return run
 

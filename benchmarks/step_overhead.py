@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from dlas.archs import create_network
 from dlas.config import load
 from dlas.data.base import Dataset, Request, Sample
-from dlas.engine.clock import Clock
 from dlas.engine.interrupt import StopRequest
+from dlas.engine.throughput import Throughput
 from dlas.engine.trainer import Trainer
 from dlas.observe.console import progress_bar
 from dlas.observe.recorder import Recorder
@@ -129,7 +129,8 @@ def trainer_of(folder: str, options: str) -> Callable[[int], None]:
     (trainer.folder.path / "config.resolved.yml").write_text("")
     trainer.recorder = Recorder(trainer.folder.metrics, None)
     loader = trainer._loader()
-    trainer.clock, trainer.bar = Clock(trainer.progress), progress_bar(1, 0)
+    trainer.bar = progress_bar(1, 0)
+    trainer.throughput = Throughput(trainer.config, trainer.progress, trainer.device, trainer.precision, trainer.work)
 
     def run(steps: int) -> None:
         trainer.advance(loader, trainer.progress.step + steps, StopRequest())

@@ -14,8 +14,12 @@ import toys  # noqa: F401  # registers its components
 from dlas.config import Config, load
 from dlas.engine.trainer import Trainer
 
-CLOCK = {"seconds", "iterations_per_second", "samples_per_second", "data_wait_share", "peak_memory_mb"}
-"""Entries of a row that depend on the clock and the machine."""
+_CLOCK = {"seconds", "iterations_per_second", "samples_per_second", "data_wait_share", "peak_memory_mb", "tflops", "mfu"}
+
+
+def repeatable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl without the entries that depend on the clock and the machine."""
+    return {key: value for key, value in row.items() if key not in _CLOCK and not key.startswith("time/")}
 
 
 def configure(folder: Path, text: str, *overrides: str) -> Config:
@@ -39,7 +43,7 @@ def batches(trainer: Trainer, count: int) -> list[dict[str, Any]]:
 def rows(folder: Path, phase: str) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl, without what depends on the wall clock."""
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in parsed if row["phase"] == phase]
+    return [repeatable(row) for row in parsed if row["phase"] == phase]
 
 
 def checkpoint_tensors(path: Path) -> dict[str, Tensor]:

@@ -86,6 +86,7 @@ def test_the_loop_names_its_stages(tmp_path, monkeypatch):
     trainer(tmp_path, toys.GAN, "train.niter=2", "train.mega_batch_factor=2").run()
     both = [(stage, "generator") for stage in ("forward", "backward")] * 2 + [("optimizer", "generator")]
     first = [("data", ""), ("transfer", ""), *((stage, "discriminator") for stage, _ in both), *both]
+    first += [("averages", ""), ("other", "")]
     pictures = [("eval", ""), ("eval", "picture0"), ("eval", "picture1")]
     assert seen == [*first, *first, ("logging", ""), *pictures, ("checkpoint", "")]
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "codes"), str(ROOT / "tests")]
 
 from resume.configurations import CONFIGURATIONS, Configuration  # noqa: E402
-from runs import CLOCK, checkpoint_tensors  # noqa: E402
+from runs import checkpoint_tensors, repeatable  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # the bits of a sum depend on the number of threads
 LIMIT = 120.0  # seconds after which a sitting counts as hung
@@ -410,7 +410,7 @@ def _same_bits(one: Tensor, two: Tensor) -> bool:
 
 def _rows(run: Path) -> list[dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+    return [repeatable(json.loads(line)) for line in lines]
 
 
 def _pictures(run: Path) -> dict[str, bytes]:

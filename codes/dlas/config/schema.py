@@ -570,6 +570,10 @@ class LoggerConfig(Section):
     print_freq: PositiveInt = opt(100, "iterations between log lines")
     save_checkpoint_freq: PositiveInt = opt(1000, "iterations between checkpoints; the end is always saved")
     tensorboard: bool = opt(True, "write TensorBoard files to <run>/tb")
+    efficiency: bool = opt(
+        True,
+        "measure once what the device can do, count the arithmetic of each step's first iteration, and tell `tflops` and `mfu`",
+    )
     visuals: list[str] = opt(
         [], "keys whose pictures, spectrograms, alignments or sound (as a spectrogram) go to <run>/visuals and TensorBoard"
     )
@@ -579,6 +583,16 @@ class LoggerConfig(Section):
     )
     visual_debug_rate: PositiveInt = opt(500, "iterations between those pictures and sounds")
     reverse_n1_to_1: bool = opt(False, "visuals are in [-1, 1]: map them to [0, 1]")
+
+
+@dataclass(kw_only=True)
+class ProfileConfig(Section):
+    """A profile of a few iterations, written to <run>/profile: a Chrome trace, the dearest operations, allocations on CUDA."""
+
+    after: NonNegativeInt = opt(20, "iterations of a sitting before it, to warm up")
+    steps: PositiveInt = opt(5, "iterations that are profiled; they are slower than others")
+    memory: bool = opt(True, "memory of operations; on CUDA every allocation with its stack")
+    shapes: bool = opt(False, "tell operations apart by the shapes of their inputs")
 
 
 @dataclass(kw_only=True)
@@ -657,6 +671,7 @@ class Config(Section):
     eval: EvalConfig = field(default_factory=EvalConfig, metadata={"doc": "validation and testing"})
     encode: EncodeConfig | None = opt(None, "how data sets of the mode `latents` are made of others, by `dlas data encode`")
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"doc": "logs"})
+    profile: ProfileConfig | None = opt(None, "profile a few iterations")
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata={"doc": "writing and keeping"})
     path: PathConfig = field(default_factory=PathConfig, metadata={"doc": "files and folders"})
     distributed: DistributedConfig = field(default_factory=DistributedConfig, metadata={"doc": "several processes"})
@@ -694,7 +709,7 @@ SECTIONS: dict[str, type[Section]] = {
         DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
         BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig, CrashBundlesConfig,
         BatchSizeOptimizerConfig, TrainConfig, EvalConfig,
-        EncodeConfig, LoggerConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
+        EncodeConfig, LoggerConfig, ProfileConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip
 

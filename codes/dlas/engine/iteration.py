@@ -14,6 +14,7 @@ from dlas.engine.averages import Averages
 from dlas.engine.cutting import Cutting
 from dlas.engine.distributed import Single, Strategy
 from dlas.engine.first_batch import FirstBatch
+from dlas.engine.flops import Work
 from dlas.engine.freezing import Freeze
 from dlas.engine.health import HealthMonitor
 from dlas.engine.microbatch import MicroBatch, to_device
@@ -43,6 +44,7 @@ class IterationRunner:
         strategy: how the run is spread over processes; a single one by default.
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
         freezes: parameters that are not trained for part of the run.
+        work: counts arithmetic, if that is asked for.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class IterationRunner:
         strategy: Strategy | None = None,
         on_error: StepErrorHandler | None = None,
         freezes: Sequence[Freeze] = (),
+        work: Work | None = None,
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -71,6 +74,7 @@ class IterationRunner:
         self.strategy = strategy or Single()
         self.on_error = on_error
         self.freezes = freezes
+        self.work = work
         self.first_batch = FirstBatch(networks)
         trained = [networks[name] for step in steps for name in step.trained]
         self._changing = [*trained, *(each.loss for step in steps for each in step.losses)]  # modules whose buffers may
@@ -103,10 +107,14 @@ class IterationRunner:
             parts = self._run_step(step, parts, completed, log_gradients)
             if step.updates(completed):
                 self._tell_updated(step.trained)
+        if self.strategy.ranks.many:
+            STAGE.enter("collective")
         self.strategy.share_buffers(self._changing)
         if self.averages is not None:
+            STAGE.enter("averages")
             self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
             self.first_batch.restart(self.averages, waiting)
+        STAGE.enter("other")
         if health is not None:
             health.finish(completed)
         return parts
@@ -122,7 +130,8 @@ class IterationRunner:
             try:
                 with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():
                     self.first_batch.show(step, parts, contexts)
-                    step.run(parts, contexts, log_gradients)
+                    with self.work.of(step, parts, completed) if self.work is not None else nullcontext():
+                        step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:
                 if self.health is None or not self.cutting.automatic:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -20,13 +20,13 @@ from dlas.engine.averages import Averages
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
-from dlas.engine.clock import Clock
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
-from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
+from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, seed_everything
 from dlas.engine.distributed.create import create_strategy
 from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
+from dlas.engine.flops import Work
 from dlas.engine.followers import FollowerFolder, FollowerRecorder, FollowerWriter
 from dlas.engine.freezing import freezes
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
@@ -37,10 +37,12 @@ from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
 from dlas.engine.precision import Precision, has_bf16
+from dlas.engine.profiling import RunProfiler
 from dlas.engine.progress import Progress
 from dlas.engine.run_state import RunState
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
+from dlas.engine.throughput import Throughput
 from dlas.engine.validation import Validation
 from dlas.engine.visuals import Visuals
 from dlas.engine.watchdog import Watchdog
@@ -122,6 +124,7 @@ class Trainer:
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
+        self.work = Work() if config.logger.efficiency and self.strategy.whole else None
         self.runner = IterationRunner(
             self.steps,
             self.networks,
@@ -134,6 +137,7 @@ class Trainer:
             on_error=self.crashes.report_error,
             freezes=freezes(config, self.networks),
             strategy=self.strategy,
+            work=self.work,
         )
         self.progress = Progress()
         self.best = BestFigures(config)
@@ -147,6 +151,7 @@ class Trainer:
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
         self.visuals = Visuals(self.config.logger, self.folder)
+        self.profiler = RunProfiler(config.profile, self.folder.path, self.device, self.ranks.rank)
 
     def _set_schedule(self, step: TrainingStep, section: StepConfig) -> None:
         for group in step.optimizer.param_groups:
@@ -208,8 +213,9 @@ class Trainer:
         return Recorder(self.folder.metrics, tensorboard, self.progress.step, self.folder.check)
 
     def _loop(self, loader: Loader, stop: StopRequest) -> None:
-        self.clock = Clock(self.progress)
-        with progress_bar(self.settings.niter, self.progress.step, shown=self.ranks.main) as self.bar:
+        throughput = Throughput(self.config, self.progress, self.device, self.precision, self.work)
+        bar = progress_bar(self.settings.niter, self.progress.step, shown=self.ranks.main)
+        with closing(throughput) as self.throughput, closing(self.profiler), bar as self.bar:
             started = self.progress.step
             self._prepare_to_roll_back()
             try:
@@ -225,7 +231,6 @@ class Trainer:
                     raise
                 return
             self._attend_to_health(wait=True)
-            self.clock.pause()
             if not stop.agreed(self.ranks):
                 self.validate(stop)
             self.save()
@@ -238,7 +243,7 @@ class Trainer:
         if progress.step < target and self._owes_validation():
             self.validate(stop)
         while progress.step < target and (self.ranks.many or stop.signal is None):  # several stop together, further down
-            self.clock.waiting()
+            self.profiler.before_iteration()
             STAGE.enter("data")
             try:
                 with stop.ends_waiting() if not self.ranks.many else nullcontext():
@@ -249,11 +254,11 @@ class Trainer:
                 STAGE.enter("collective")
             if stop.agreed(self.ranks):
                 break
-            self.clock.working()
             log = (progress.step + 1) % logger.print_freq == 0 or progress.step + 1 == target
             self.iterate(batch, log_gradients=log)
             self.writer.poll()
             self.bar.update()
+            self.profiler.after_iteration(progress.step)
             validates = self._owes_validation() and progress.step < target
             saves = (progress.step % logger.save_checkpoint_freq == 0 or self._at_trough()) and progress.step < target
             if self._attend_to_health(wait=log or validates or saves or self.averages.due(progress.step)):
@@ -285,6 +290,7 @@ class Trainer:
         self._saved = False
         progress.samples += sum(len(part.positions) for part in parts) * self.ranks.world_size
         if self.visuals.due(progress.step) and not self.health.bad_update(wait=True) and self.ranks.main:
+            STAGE.enter("logging")
             self.visuals.write(parts[0].state, progress.step, self.recorder)
         return parts
 
@@ -299,8 +305,8 @@ class Trainer:
             values.update(step.learning_rates())
             values.update(batch_sizes.read(step))
         progress = self.progress
-        values.update(self.clock.lap(progress))
-        values["peak_memory_mb"] = peak_memory_mb(self.device)
+        seconds = self.throughput.ledger.seconds()
+        values.update(self.throughput.values(progress))
         if self.cutting.automatic:
             values["micro_batch_size"] = float(self.cutting.size(self.share))
         if progress.bad_files:
@@ -308,21 +314,22 @@ class Trainer:
         if progress.rollbacks:
             values["rollbacks"] = float(progress.rollbacks)
         first = progress.step <= self.config.logger.print_freq
-        self.recorder.train(progress.step, progress.samples, self.clock.seconds(), values)
+        self.recorder.train(progress.step, progress.samples, seconds, values)
         if first:
             resolved = self.folder.path / "config.resolved.yml"
             self.folder.dispensable(
                 "TensorBoard's copy of the file", lambda: self.recorder.text("config", resolved.read_text(encoding="utf-8"))
             )
-        losses = {name: value for name, value in values.items() if "/" in name}
+        losses = {name: value for name, value in values.items() if "/" in name and not name.startswith("time/")}
         remaining = (self.settings.niter - progress.step) / max(values["iterations_per_second"], 1e-9)
         LOGGER.info(
-            "step %d/%d  %s  %.2f it/s  %.0f samples/s  data wait %.0f %%  %.0f MB  ETA %s",
+            "step %d/%d  %s  %.2f it/s  %.0f samples/s%s  data wait %.0f %%  %.0f MB  ETA %s",
             progress.step,
             self.settings.niter,
             "  ".join(f"{name} {compact(value)}" for name, value in losses.items()),
             values["iterations_per_second"],
             values["samples_per_second"],
+            f"  {compact(values['tflops'])} TFLOP/s ({100 * values['mfu']:.0f} %)" if "mfu" in values else "",
             100 * values["data_wait_share"],
             values["peak_memory_mb"],
             duration(remaining),
@@ -393,7 +400,7 @@ class Trainer:
         self.recorder.close()
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
         self.recorder = self._recorder()
-        self.clock.jump(self.progress)
+        self.throughput.ledger.jump(self.progress)
         self.bar.update(self.progress.step - self.bar.n)
         LOGGER.warning("back at step %d, from %s; the data go on behind sample %d", self.progress.step, found, samples)
 
@@ -410,10 +417,9 @@ class Trainer:
 
     def validate(self, stop: StopRequest) -> None:
         """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
-        self.clock.pause()
         STAGE.enter("eval")
         try:
-            self.validation.run(self.progress, self.recorder, self.clock.seconds(), stop)
+            self.validation.run(self.progress, self.recorder, self.throughput.ledger.seconds(), stop)
         except Stopping:
             LOGGER.info("the validation at step %d is put off until the run goes on", self.progress.step)
         except TrainingError:  # the networks are as they were: what was trained is worth keeping
@@ -426,7 +432,6 @@ class Trainer:
                 step.schedule.observe(self.validation.figures)
             if self.best.step(self.progress.best) == self.progress.step:
                 self.save()
-        self.clock.resume()
 
     def save(self) -> None:
         """Saves the current step, in the background unless `checkpoints.background` is off; does nothing where that is done.
@@ -437,12 +442,10 @@ class Trainer:
         """
         if self._saved:
             return
-        self.clock.pause()
         STAGE.enter("checkpoint")
         self.recorder.flush()
         self.writer.save(self._snapshot(), self.best.step(self.progress.best))
         self._saved = True
-        self.clock.resume()
 
     def _prepare_saving(self) -> None:
         """At the first log line of a sitting: by then the optimisers have their state."""
@@ -453,7 +456,7 @@ class Trainer:
         self._prepared = True
 
     def _snapshot(self) -> checkpoint.Snapshot:
-        self.progress.seconds = self.clock.seconds()
+        self.progress.seconds = self.throughput.ledger.seconds()
         return self.state.snapshot(self.progress)
 
     def _flush_rows(self) -> None:
@@ -550,6 +553,7 @@ class Trainer:
         LOGGER.info(
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
+        self.throughput.report()
         for line in batch_sizes.summary(self.steps):
             LOGGER.info("%s", line)
         for line in self.health.summary():

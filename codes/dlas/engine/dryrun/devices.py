@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from dlas.engine.dryrun.tracker import Operation
+from dlas.engine.flops import peak_rate, shortest
 from dlas.engine.precision import has_bf16
 from dlas.errors import ConfigurationError
 from dlas.registry import nearest
@@ -121,44 +121,20 @@ def measure_this_machine() -> Device:
     """Times a product of square matrices and a copy, on the GPU if there is one, with the settings of the process."""
     kind: Literal["cuda", "cpu"] = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    size = 8192 if kind == "cuda" else 1024
     bf16 = has_bf16(device)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        fp32 = _product_rate(size, torch.float32, device)
-        torch.set_float32_matmul_precision("high")
-        tf32 = _product_rate(size, torch.float32, device) if kind == "cuda" else fp32
-    finally:
-        torch.set_float32_matmul_precision(before)
-    half = _product_rate(size, torch.bfloat16, device) if bf16 or kind == "cpu" else _product_rate(size, torch.float16, device)
+    fp32 = peak_rate(device, torch.float32, False, _MEASURED_SECONDS)
+    tf32 = peak_rate(device, torch.float32, True, _MEASURED_SECONDS) if kind == "cuda" else fp32
+    dtype = torch.bfloat16 if bf16 or kind == "cpu" else torch.float16
+    half = peak_rate(device, dtype, False, _MEASURED_SECONDS)
     source = torch.empty(2**27 if kind == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / _shortest(lambda: target.copy_(source), device) / 1e9
+    bandwidth = 2 * source.nbytes / shortest(lambda: target.copy_(source), device, _MEASURED_SECONDS) / 1e9
     memory: float | None
     if kind == "cuda":
         title, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(device).total_memory / 1e9
     else:
         title, memory = f"CPU of this machine, {torch.get_num_threads()} threads", _ram()
     return Device(THIS_MACHINE, title, kind, memory, bandwidth, fp32, tf32, half, bf16, MEASURED_EFFICIENCY)
-
-
-def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """10^12 operations per second."""
-    left = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _shortest(lambda: left @ left, device) / 1e12
-
-
-def _shortest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some repetitions: other load on the machine only ever adds."""
-    times: list[float] = []
-    while len(times) < 5 or sum(times) < _MEASURED_SECONDS:
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _ram() -> float | None:

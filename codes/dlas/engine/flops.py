@@ -1,0 +1,99 @@
+"""How much arithmetic a run does, and how much its device could do."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from dlas.engine.microbatch import MicroBatch
+from dlas.engine.stage import STAGE
+from dlas.engine.step import TrainingStep
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts floating-point operations of matrix products, convolutions and attention; a multiply-add is two.
+
+    Left out is what a backward pass computes a second time for want of memory (gradient checkpointing), which is no work of the
+    model: it runs with gradients recorded.
+
+    Attributes:
+        total: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None and not (STAGE.name == "backward" and torch.is_grad_enabled()):
+            self.total += int(count(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+class Work:
+    """Adds up the arithmetic of steps. In each it is counted once, and taken to be as much for every sample afterwards."""
+
+    def __init__(self) -> None:
+        self._of_sample: dict[tuple[str, bool], float] = {}
+        self._done = 0.0
+
+    @contextmanager
+    def of(self, step: TrainingStep, parts: Sequence[MicroBatch], completed: int) -> Iterator[None]:
+        """A step runs on these micro-batches, after so many completed iterations."""
+        samples = sum(len(part.positions) for part in parts)
+        kind = step.name, step.updates(completed)
+        if kind not in self._of_sample:
+            with FlopCounter() as counter:
+                yield
+            self._of_sample[kind] = counter.total / samples
+        else:
+            yield
+        self._done += self._of_sample[kind] * samples
+
+    def take(self) -> float:
+        """Floating-point operations since the last call."""
+        done, self._done = self._done, 0.0
+        return done
+
+
+@functools.cache
+def peak_rate(device: torch.device, dtype: torch.dtype, tf32: bool, seconds: float = 0.1) -> float:
+    """10^12 floating-point operations a second of a large matrix product, the best of some; measured once in a process.
+
+    Args:
+        device: to measure.
+        dtype: of the product.
+        tf32: TensorFloat-32 is allowed for float32.
+        seconds: to spend, at least.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        size = 8192 if device.type == "cuda" else 1024
+        left = torch.ones(size, size, dtype=dtype, device=device)
+        return 2 * size**3 / shortest(lambda: left @ left, device, seconds) / 1e12
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def shortest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Seconds of the fastest of at least five repetitions that take `seconds` together: other load only ever adds."""
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
