@@ -577,7 +577,7 @@ class EncodeConfig(Section):
     """What `dlas data encode` does for data sets of the mode `latents`, once, not again and again while training."""
 
     injectors: dict[str, InjectorConfig] = opt({}, "run on batches of the source, in evaluation and without gradients")
-    batch_size: PositiveInt = opt(16, "samples that are encoded at once")
+    batch_size: PositiveInt = opt(16, "samples that are encoded at once; 1 for those that differ in size")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = opt("fp32", "of the networks while they encode")
     dtype: Literal["fp16", "bf16", "fp32"] = opt("fp16", "in which numbers are kept; whole numbers stay what they are")
     mirror: list[str] = opt(
