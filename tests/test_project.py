@@ -107,6 +107,7 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
                        "train.health={spike: skip}", "train.ema.post_hoc={every: 1}",
                        "networks.generator.freeze={all: {match: '', before: 0}}",
                        "networks.generator.switched={layers: [last], dropout: 0}",
+                       "networks.generator.lora={targets: [first]}",
                        "train.mega_batch_factor=2", "train.noise_scale={}", "profile={after: 0, steps: 1}",
                        "train.batch_size_optimizer={type: gradient_direction, max_full_batches: 1}",
                        "steps.generator.balance.at=gen")  # fmt: skip

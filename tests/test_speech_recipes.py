@@ -15,6 +15,7 @@ from spoken import MEL_NORMS, TOKENIZER, corpus
 from test_training import assert_losses_reach_their_networks
 
 RECIPES = Path(__file__).parents[1] / "recipes/tortoise"
+FINE_TUNING = ["finetune_speaker", "finetune_language"]
 STAGES = ["dvae", "autoregressive", "clvp", "diffusion", "diffusion_latents", "random_latents", "classifier"]
 FIXTURES = Path(__file__).parent / "parity/fixtures/tortoise"
 
@@ -39,11 +40,11 @@ def clips(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("clips"), speakers=2, clips=4, seconds=0.6)
 
 
-def shrunk(stage, clips, folder):
+def shrunk(stage, clips, folder, **pretrained):
     """A recipe as small as it gets."""
     path = RECIPES / f"{stage}.yml"
     config = load(path)
-    told = {"path.experiments": folder, "path.pretrain": "{}", "train.niter": 2, "precision": "fp32"}
+    told = {"path.experiments": folder, "path.pretrain": json.dumps(pretrained), "train.niter": 2, "precision": "fp32"}
     told |= {
         "datasets.train.batch_size": 4,
         "datasets.train.n_workers": 0,
@@ -97,7 +98,8 @@ def test_recipes_train_shrunk(stage, clips, tmp_path):
 
 
 def test_every_recipe_is_tried():
-    assert sorted(path.stem for path in RECIPES.glob("*.yml")) == sorted([*STAGES, "vocoder"])  # in test_vocoder.py
+    elsewhere = ["vocoder"]  # test_vocoder.py
+    assert sorted(path.stem for path in RECIPES.glob("*.yml")) == sorted([*STAGES, *FINE_TUNING, *elsewhere])
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,27 @@ def same_keys(one, two, where):
             networks.append(create_network({"which_model": section.which_model, **section.options}))
     first, second = ({key: value.shape for key, value in network.state_dict().items()} for network in networks)
     assert first == second, where
+
+
+@pytest.mark.parametrize("recipe", FINE_TUNING)
+def test_fine_tuning_begins_with_the_published_network(recipe, clips, tmp_path):
+    """As the published file, shrunk: a tokenizer's vocabulary of its own for the language, no weight moved for the speaker."""
+    small = SMALL["unified_voice2"]
+    torch.manual_seed(0)
+    published = create_network(
+        {"which_model": "unified_voice2", **small, "max_conditioning_inputs": 2, "number_text_tokens": 255}
+    )
+    torch.save(published.state_dict(), tmp_path / "autoregressive.pth")
+    run = Trainer(shrunk(recipe, clips, tmp_path, gpt=str(tmp_path / "autoregressive.pth")))
+    assert_losses_reach_their_networks(run)
+    own = {name: value.clone() for name, value in run.networks["gpt"].state_dict().items()}
+    fresh = {name for name, value in published.state_dict().items() if not own[name].equal(value)}
+    assert fresh == ({"text_embedding.weight", "text_head.weight", "text_head.bias"} if "language" in recipe else set())
+    assert run.run().step == 2
+    after = run.networks["gpt"].state_dict()
+    moved = {name for name in own if not after[name].equal(own[name])}
+    if "speaker" in recipe:
+        assert moved == {f"gpt.h.0.{name}.lora_{x}" for name in ("attn.c_attn", "mlp.c_fc") for x in "ab"}
+        assert own.keys() - published.state_dict().keys() == moved
+    else:
+        assert {"text_embedding.weight", "gpt.h.0.attn.c_attn.weight", "mel_head.weight"} <= moved

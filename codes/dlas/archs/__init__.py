@@ -40,11 +40,14 @@ if TYPE_CHECKING:
 NAME_KEYS = ("which_model", "which_model_G", "which_model_D")
 """Options of which one names the architecture."""
 
-TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "freeze", "after", "device"})
+TRAINER_KEYS = frozenset({*NAME_KEYS, "type", "trainable", "freeze", "fresh", "after", "device"})
 """Options of an entry of `networks` that are for the trainer, not for the architecture."""
 
 SWITCHED_KEY = "switched"
 """Option of an entry of `networks` that changes the network after it is built: its switched convolutions."""
+
+LORA_KEY = "lora"
+"""The same: its low-rank adapters."""
 
 NESTING_KEYS = ("kwargs", "args")
 """Options that hold further options of the architecture."""
@@ -56,7 +59,8 @@ def create_network(options: Mapping[str, Any], *, name: str = "network") -> nn.M
     Args:
         options: the architecture's name under `which_model`, `which_model_G` or `which_model_D`, and its options, beside the
             name or nested under `kwargs` or `args`. Options for the trainer (`TRAINER_KEYS`) are passed over. Under `switched`
-            arguments of `dlas.layers.switched.switch_convolutions`.
+            arguments of `dlas.layers.switched.switch_convolutions`, under `lora` those of `dlas.layers.low_rank.add_adapters`
+            (`start`, a file of weights, is passed over).
         name: the entry's name in the file, for messages.
 
     Returns:
@@ -77,13 +81,17 @@ def create_network(options: Mapping[str, Any], *, name: str = "network") -> nn.M
             from dlas.layers.switched import switch_convolutions
 
             switch_convolutions(network, **options[SWITCHED_KEY])
+        if options.get(LORA_KEY):
+            from dlas.layers.low_rank import add_adapters
+
+            add_adapters(network, **{key: value for key, value in options[LORA_KEY].items() if key != "start"})
         return network
     except (ConfigurationError, ValueError) as error:
         raise ConfigurationError(f"networks.{name}: {error}") from error
 
 
 def _architecture_options(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = {key: value for key, value in options.items() if key not in {*TRAINER_KEYS, *NESTING_KEYS, SWITCHED_KEY}}
+    found = {key: value for key, value in options.items() if key not in {*TRAINER_KEYS, *NESTING_KEYS, SWITCHED_KEY, LORA_KEY}}
     for nesting in NESTING_KEYS:
         for key, value in (options.get(nesting) or {}).items():
             if key in found:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dlas.cli.clip_functions import add_function, function_of, stages_shown
 from dlas.cli.numbers import count, positive
 
-_LAYOUTS = ("lj", "libritts", "vctk", "tsv", "jsonl")
+_LAYOUTS = ("lj", "libritts", "vctk", "tsv", "jsonl", "mozilla_cv", "voxpopuli")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -154,6 +154,24 @@ class SwitchedConfig(Section):
 
 
 @dataclass(kw_only=True)
+class LoraConfig(Section):
+    """Low-rank adapters: the network's weights are frozen, and small factors beside them are trained."""
+
+    rank: PositiveInt = opt(8, "of the product of two factors that is added to a weight")
+    alpha: PositiveFloat | None = opt(None, "the product is multiplied by alpha / rank; `rank` by default")
+    targets: list[str] = opt(
+        ["**"],
+        "names of linear layers and convolutions, as the names of weights have them without `.weight`; `*` stands for a part "
+        "of a name between dots, `**` for any number of parts, `?` for a letter",
+    )
+    dropout: Fraction = opt(
+        0.0, "of the factors' input, in training; not where a network reads the weight itself, and not in grouped convolutions"
+    )
+    trained: list[str] = opt([], "names of further parameters, by the same patterns, that are trained themselves")
+    start: str | None = opt(None, "file of factors to begin from, as `dlas convert lora --adapters` writes it")
+
+
+@dataclass(kw_only=True)
 class NetworkConfig(Component):
     """One network; the architecture's own options stand beside these keys, or under `kwargs` or `args`."""
 
@@ -165,7 +183,13 @@ class NetworkConfig(Component):
     type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
     trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
     freeze: dict[str, FreezeConfig] = opt({}, "parts of it that are not trained for part of the run, by any names")
+    fresh: list[str] = opt(
+        [],
+        "names of weights that keep their first values where `path.pretrain` has others, of any shape: what a new vocabulary "
+        "changes, for instance; `*` stands for a part of a name between dots, `**` for any number of parts",
+    )
     switched: SwitchedConfig | None = opt(None, "puts switched convolutions in the place of plain ones, any network's")
+    lora: LoraConfig | None = opt(None, "fine-tunes by low-rank adapters, any network")
 
 
 @dataclass(kw_only=True)
@@ -553,7 +577,7 @@ class EncodeConfig(Section):
     """What `dlas data encode` does for data sets of the mode `latents`, once, not again and again while training."""
 
     injectors: dict[str, InjectorConfig] = opt({}, "run on batches of the source, in evaluation and without gradients")
-    batch_size: PositiveInt = opt(16, "samples that are encoded at once")
+    batch_size: PositiveInt = opt(16, "samples that are encoded at once; 1 for those that differ in size")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = opt("fp32", "of the networks while they encode")
     dtype: Literal["fp16", "bf16", "fp32"] = opt("fp16", "in which numbers are kept; whole numbers stay what they are")
     mirror: list[str] = opt(
@@ -706,10 +730,10 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.__name__: cls
     for cls in (
-        DatasetConfig, FreezeConfig, SwitchedConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig, HealthConfig,
-        BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig, CrashBundlesConfig,
-        BatchSizeOptimizerConfig, TrainConfig, EvalConfig,
-        EncodeConfig, LoggerConfig, ProfileConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
+        DatasetConfig, FreezeConfig, SwitchedConfig, LoraConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig,
+        HealthConfig, BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig,
+        CrashBundlesConfig, BatchSizeOptimizerConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig, ProfileConfig,
+        KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
     )
 }  # fmt: skip
 

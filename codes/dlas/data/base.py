@@ -81,10 +81,13 @@ class Buckets:
     Args:
         lengths: of the items, in any unit.
         batches: so many at a time are put together: more are more alike inside, and less random.
+        budget: most that a batch holds, padding included: the longest of its lengths times its samples. None: batches have
+            as many samples as the run says, which is otherwise the most that they have.
     """
 
-    lengths: Sequence[int]
+    lengths: Sequence[float]
     batches: int
+    budget: float | None = None
 
 
 class Dataset:

@@ -40,6 +40,13 @@ def equip(
         raise ConfigurationError(
             "train.batch_size_optimizer: 'type: noise_scale' goes by a measurement; write 'train.noise_scale: {}', too"
         )
+    options = config.datasets["train"].options
+    budget = next((key for key in ("batch_seconds", "max_tokens") if options.get(key) is not None), None)
+    if (measured or gathered) and budget is not None:
+        raise ConfigurationError(
+            f"datasets.train.{budget} makes batches of different sizes, by which train.noise_scale and "
+            "train.batch_size_optimizer cannot go; remove one of them"
+        )
     for step in steps:
         if measured is not None:
             own = {id(parameter) for parameter in step.parameters}

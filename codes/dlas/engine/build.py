@@ -7,13 +7,13 @@ from torch import nn
 
 from dlas.archs import create_network
 from dlas.config import Config
+from dlas.config.schema import NetworkConfig
 from dlas.data.base import Dataset, create_dataset
 from dlas.engine.device import memory_format
-from dlas.engine.fitting import load_weights
 from dlas.engine.options import building_options, with_scale
 from dlas.engine.out_of_memory import explained
+from dlas.engine.pretrained import load_pretrained
 from dlas.errors import ConfigurationError
-from dlas.interop.state_dicts import read_state_dict
 from dlas.observe.console import LOGGER
 
 _TOO_LARGE = "Take a smaller network, free memory that other processes hold, or use a device with more"
@@ -39,22 +39,9 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
                 network = create_network(options, name=name)
         except ConfigurationError as error:
             raise ConfigurationError(f"{section.mark}: {error}") from error
-        if name in config.path.pretrain:
-            file = config.path.pretrain[name]
-            weights = read_state_dict(file)
-            skipped = load_weights(config, name, network, weights, source=file, strict=config.path.strict_load)
-            if skipped:
-                LOGGER.warning(
-                    "%s: %d entries of %s do not fit and were left out: %s", name, len(skipped), file, ", ".join(skipped[:5])
-                )
+        load_pretrained(config, name, network)
         if config.checkpointing_enabled and hasattr(network, "checkpointing"):
-            switched = section.switched
-            if switched is not None and (switched.dropout or switched.router == "noisy" or switched.selector == "shared"):
-                raise ConfigurationError(
-                    f"{section.mark}: networks.{name}.switched draws random numbers (dropout, or a noisy router) or shares a "
-                    "selector, which activations that checkpointing_enabled computes again do not have: write 'dropout: 0', "
-                    "'router: largest' and another selector, or 'checkpointing_enabled: false'"
-                )
+            _check_recomputation(name, section)
             network.checkpointing = True  # type: ignore[assignment]  # nn.Module's attributes are typed as tensors
         if not section.trainable:
             network.requires_grad_(False)
@@ -66,6 +53,21 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
     if config.checkpointing_enabled and not any(hasattr(network, "checkpointing") for network in networks.values()):
         LOGGER.warning("checkpointing_enabled: none of the networks offers gradient checkpointing, so nothing is saved")
     return networks
+
+
+def _check_recomputation(name: str, section: NetworkConfig) -> None:
+    switched = section.switched
+    if switched is not None and (switched.dropout or switched.router == "noisy" or switched.selector == "shared"):
+        raise ConfigurationError(
+            f"{section.mark}: networks.{name}.switched draws random numbers (dropout, or a noisy router) or shares a "
+            "selector, which activations that checkpointing_enabled computes again do not have: write 'dropout: 0', "
+            "'router: largest' and another selector, or 'checkpointing_enabled: false'"
+        )
+    if section.lora is not None and section.lora.dropout:
+        raise ConfigurationError(
+            f"{section.mark}: networks.{name}.lora.dropout draws random numbers, which activations that "
+            "checkpointing_enabled computes again do not have: write 'dropout: 0' or 'checkpointing_enabled: false'"
+        )
 
 
 def build_dataset(config: Config, key: str) -> Dataset:

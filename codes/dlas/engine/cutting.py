@@ -46,8 +46,8 @@ class Cutting:
             )
 
     def count(self, samples: int) -> int:
-        """The number of micro-batches of a batch."""
-        return self.parts if self.limit is None else max(self.parts, -(-samples // self.limit))
+        """The number of micro-batches of a batch, each of one sample at least."""
+        return min(samples, self.parts if self.limit is None else max(self.parts, -(-samples // self.limit)))
 
     def size(self, samples: int) -> int:
         """The number of samples in the largest micro-batch of a batch."""

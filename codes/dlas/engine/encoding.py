@@ -16,7 +16,7 @@ from dlas.config.build import to_plain
 from dlas.config.schema import EncodeConfig, InjectorConfig
 from dlas.context import Context
 from dlas.data.base import BadSample, Dataset, Request, Sample, create_dataset
-from dlas.data.latents.store import Writer
+from dlas.data.latents.store import SHAPES, Writer, in_a_row
 from dlas.engine.build import build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format
 from dlas.engine.encoders import fingerprint
@@ -163,7 +163,7 @@ class _Encoder:
         self, dataset: Dataset, indices: range, keep: Sequence[str], advance: Callable[[int], None]
     ) -> tuple[dict[str, Tensor], dict[str, list[list[str]]], dict[str, str]]:
         """The entries of some samples: tensors (samples, views, ...), and texts for each sample and view."""
-        tensors: dict[str, list[Tensor]] = {}
+        tensors: dict[str, list[list[Tensor]]] = {}
         texts: dict[str, list[list[str]]] = {}
         bad: dict[str, str] = {}
         for start in range(0, len(indices), self.section.batch_size):
@@ -174,7 +174,7 @@ class _Encoder:
                 for name in keep:
                     values = [view[name] for view in views]
                     if isinstance(values[0], Tensor):
-                        tensors.setdefault(name, []).append(torch.stack(values, dim=1))
+                        tensors.setdefault(name, []).extend([list(each) for each in zip(*values, strict=True)])
                     else:
                         texts.setdefault(name, []).extend([list(each) for each in zip(*values, strict=True)])
             advance(len(some))
@@ -184,7 +184,21 @@ class _Encoder:
             )
         if not tensors:
             raise ConfigurationError(f"keep: {', '.join(keep)} are texts alone; keep what the networks make of them")
-        return {name: torch.cat(parts) for name, parts in tensors.items()}, texts, bad
+        together: dict[str, Tensor] = {}
+        for name, samples in tensors.items():
+            together |= self._together(name, samples)
+        return together, texts, bad
+
+    def _together(self, name: str, samples: list[list[Tensor]]) -> dict[str, Tensor]:
+        """An entry of the samples of a part, and its sizes where they differ."""
+        sizes = {each.shape for views in samples for each in views}
+        if len(sizes) == 1:
+            return {name: torch.stack([torch.stack(views) for views in samples])}
+        try:
+            numbers, shapes = in_a_row(samples)
+        except ValueError as error:
+            raise ConfigurationError(f"keep: '{name}': {error}; remove it") from error
+        return {name: numbers, f"{name}{SHAPES}": shapes}
 
     def _views(self) -> Iterator[tuple[int, bool]]:
         for copy in range(self.section.copies):
@@ -208,7 +222,15 @@ class _Encoder:
     def _encoded(self, dataset: Dataset, samples: list[_Drawn], view: tuple[int, bool], keep: Sequence[str]) -> dict[str, Any]:
         copy, mirrored = view
         indices = [each.number for each in samples]
-        batch = dataset.collate([each.copies[copy] for each in samples], [dataset.source(index) for index in indices])
+        drawn = [each.copies[copy] for each in samples]
+        for name in drawn[0]:
+            sizes = sorted({tuple(each[name].shape) for each in drawn if isinstance(each.get(name), Tensor)})
+            if len(sizes) > 1:
+                raise ConfigurationError(
+                    f"'{name}' of the source differs in size between samples ({', '.join(map(str, sizes[:3]))}), so that those "
+                    "encoded together would be filled up to the longest: write `encode.batch_size: 1`"
+                )
+        batch = dataset.collate(drawn, [dataset.source(index) for index in indices])
         if mirrored:
             for name in self.section.mirror:
                 batch[name] = _image(batch, name).flip(-1)
@@ -261,7 +283,7 @@ def _networks_of(injectors: Mapping[str, InjectorConfig]) -> list[str]:
     found: dict[str, None] = {}
     for section in injectors.values():
         for parameter in INJECTORS.find(section.type).parameters:
-            name = section.options.get(parameter.name)
+            name = section.options.get(parameter.name, parameter.default)
             if "NetworkName" in parameter.annotation and isinstance(name, str):
                 found[name] = None
     return list(found)

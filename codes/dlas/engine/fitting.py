@@ -66,7 +66,7 @@ def fitting_options(
         return None
     choices = {key: _choices(value, own, given) for key, value in asked.items() if type(value) in (int, bool)}
     other_names = own.keys() != given.keys()
-    widths = {key for key, value in asked.items() if other_names and value in _sizes(own)}  # no width changes a name
+    widths = {key for key in choices if other_names and asked[key] in _sizes(own)}  # no width changes a name
     deadline = time.process_time() + seconds
     alone = [(key,) for key in choices if key not in widths or key == "scale"]
     tries: list[tuple[str, ...]] = [*alone, *itertools.combinations(choices, 2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlas.archs import LORA_KEY, SWITCHED_KEY
 from dlas.config.build import to_plain
 from dlas.config.schema import Component, NetworkConfig
 
@@ -16,5 +17,5 @@ def with_scale(section: Component, scale: int) -> dict[str, Any]:
 
 def building_options(section: NetworkConfig, scale: int) -> dict[str, Any]:
     """What `create_network` takes, but for the architecture's name; `with_scale` of a network."""
-    options = with_scale(section, scale)
-    return options if section.switched is None else {**options, "switched": to_plain(section.switched)}
+    changes = {SWITCHED_KEY: section.switched, LORA_KEY: section.lora}
+    return with_scale(section, scale) | {key: to_plain(value) for key, value in changes.items() if value is not None}

@@ -510,7 +510,13 @@ class Trainer:
         return build_loader(
             dataset,
             batch_size=self.batch_size,
-            order=SampleOrder(len(dataset), self.config.seed, buckets=dataset.buckets(), batch_size=self.batch_size),
+            order=SampleOrder(
+                len(dataset),
+                self.config.seed,
+                buckets=dataset.buckets(),
+                batch_size=self.batch_size,
+                multiple=self.ranks.world_size,
+            ),
             start_position=self.progress.samples,
             n_workers=section.n_workers,
             pin_memory=section.pin_memory,

@@ -15,7 +15,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dlas.archs import SWITCHED_KEY, create_network
+from dlas.archs import LORA_KEY, SWITCHED_KEY, create_network
 from dlas.engine import checkpoint
 from dlas.engine.passes.tiling import input_multiple, tile_grid
 from dlas.errors import CheckpointError, ConfigurationError
@@ -205,9 +205,11 @@ def _networks_of(run: Path) -> dict[str, dict[str, Any]]:
 
 def network_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that build the network, without what is for the trainer."""
-    trainers = {"type", "trainable", "freeze", "after", "before", "device"}
+    trainers = {"type", "trainable", "freeze", "fresh", "after", "before", "device"}
     trainers |= {key for key in options if key not in _known(options)}
-    return {key: value for key, value in options.items() if key in ("which_model", SWITCHED_KEY) or key not in trainers}
+    changes = {key: options[key] for key in (SWITCHED_KEY, LORA_KEY) if options.get(key)}
+    own = {key: value for key, value in options.items() if key == "which_model" or key not in trainers}
+    return {key: value for key, value in own.items() if key not in (SWITCHED_KEY, LORA_KEY)} | changes
 
 
 def _known(options: Mapping[str, Any]) -> set[str]:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
+from dlas.layers.low_rank import is_of_adapter
+
 NAMED_IN_MESSAGES = 4
 """Entries listed of each kind of mismatch."""
 
@@ -16,6 +18,8 @@ _OF_AN_OPTIMIZER = re.compile(r"(^|[./_])(optimi[sz]er|exp_avg|exp_avg_sq|moment
 def likely_reason(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """What most likely differs between a network (`own`) and the weights that were `given`, in words."""
     common = [name for name in own if name in given]
+    if common and any(is_of_adapter(name) for name in given.keys() - own.keys()):
+        return "it has adapters, and the network none; `dlas convert lora` merges them"
     if not common and any(_OF_AN_OPTIMIZER.search(name) for name in given):
         return "it holds the state of an optimiser, not weights; name the file of the network's weights"
     if not common:

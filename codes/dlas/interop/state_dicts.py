@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dlas.errors import CheckpointError
 from dlas.interop.mismatch import likely_reason, listing, shapes, some
+from dlas.layers.low_rank import with_new_adapters
 from dlas.layers.switched import with_copied_kernels
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model", "model_g")
@@ -122,11 +123,12 @@ def translated(
     """The entries under the network's present names; and the prefix of those taken, if they are a part of a larger program.
 
     Where the network has switched convolutions and the entries plain ones, each kernel is copied to all of a layer's.
+    Where it has low-rank adapters and the entries none, its own stay.
     """
     older = getattr(network, "rename_state_dict", None) or dict
 
     def rename(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_copied_kernels(network, older(given))
+        return with_new_adapters(network, with_copied_kernels(network, older(given)))
 
     given = _with_prefix_of(own, rename(dict(state_dict)))
     if not own.keys() & given.keys():

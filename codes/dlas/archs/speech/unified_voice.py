@@ -168,8 +168,17 @@ class UnifiedVoice(nn.Module):
 
     @staticmethod
     def rename_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Leaves out the causal masks that older versions of transformers wrote into checkpoints: they hold nothing learned."""
-        return {key: value for key, value in state_dict.items() if not key.endswith((".attn.bias", ".attn.masked_bias"))}
+        """Leaves out what holds nothing of its own.
+
+        Causal masks, which older versions of transformers wrote into checkpoints, and the second names that weights have in
+        tortoise-tts once it is ready to speak.
+        """
+        return {
+            key: value
+            for key, value in state_dict.items()
+            if not key.endswith((".attn.bias", ".attn.masked_bias", "gpt.wte.weight"))
+            and not key.startswith("inference_model.")
+        }
 
     def conditioning(self, clips: Tensor) -> Tensor:
         """The voice of clips.

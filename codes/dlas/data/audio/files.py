@@ -99,6 +99,12 @@ def sampling_rate(path: str | Path) -> int:
         return int(file.samplerate)
 
 
+def duration(path: str | Path) -> float:
+    """Of a file, in seconds, as its header tells. Errors as of `read_sound`."""
+    with _opened(path) as file:
+        return float(file.frames / file.samplerate)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[SoundFile]:
     try:

@@ -14,7 +14,7 @@ from dlas.errors import DataError, printable
 Voice: TypeAlias = tuple[int, str]
 """A corpus and a speaker."""
 
-Layout: TypeAlias = Literal["lj", "libritts", "vctk", "tsv", "jsonl"]
+Layout: TypeAlias = Literal["lj", "libritts", "vctk", "tsv", "jsonl", "mozilla_cv", "voxpopuli"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Utterance:
         speaker: whose voice it is; clips of one speaker of a corpus have the same name here.
         corpus: number of the corpus that it is of.
         similar: clips that sound most like the same voice, where the list names some.
+        seconds: how long it is, where the list tells.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Utterance:
     speaker: str
     corpus: int = 0
     similar: tuple[Path, ...] = ()
+    seconds: float | None = None
 
     @property
     def voice(self) -> Voice:
@@ -54,7 +56,12 @@ def read_utterances(path: str | Path, layout: Layout) -> list[Utterance]:
                 clip of this name
     tsv         `text`, tab, `file`, a line; files are relative to the list, and a speaker's lie in a folder of their own
     jsonl       `{"file": "a/b.wav", "text": "...", "speaker": "..."}` a line; the speaker is the file's folder where none is
-                named. `"similar": ["a/c.wav"]` names clips that tell its voice, in place of all of the speaker's
+                named. `"similar": ["a/c.wav"]` names clips that tell its voice, in place of all of the speaker's, and
+                `"duration"` its seconds
+    mozilla_cv  a list of Common Voice (`validated.tsv`, ...), whose first line names columns, among them `client_id`, `path`
+                and `sentence`; clips are in `clips` beside it
+    voxpopuli   a list of VoxPopuli's transcribed speech (`asr_train.tsv`, ...), likewise with `id`, `normalized_text` and
+                `speaker_id`; the clip is `YEAR/ID.ogg` beside it, the year being the first four letters of its id
     ==========  ==============================================================================================================
 
     Raises:
@@ -145,7 +152,41 @@ def _jsonl(path: Path) -> Iterator[Utterance]:
             raise DataError(f'{where}: expected "similar": ["a/b.wav", ...]; found {printable(similar)[:80]!r}')
         clip = path.parent / entry["file"]
         others = tuple(path.parent / each for each in similar)
-        yield Utterance(clip, entry["text"], str(entry.get("speaker", clip.parent)), similar=others)
+        seconds = entry.get("duration")
+        if seconds is not None and (not isinstance(seconds, int | float) or seconds <= 0):
+            raise DataError(f'{where}: expected "duration": seconds, more than 0; found {printable(seconds)[:80]!r}')
+        yield Utterance(clip, entry["text"], str(entry.get("speaker", clip.parent)), similar=others, seconds=seconds)
+
+
+def _columns(path: Path, names: tuple[str, ...], layout: str) -> Iterator[tuple[str, ...]]:
+    """Some columns of a table whose first line names them."""
+    lines = _lines(path)
+    header = next(lines, ("", ""))[0].split("\t")
+    missing = [name for name in names if name not in header]
+    if missing:
+        raise DataError(
+            f"{printable(path)}: its first line names no column {' and no '.join(missing)}; expected a list of the layout "
+            f"'{layout}'"
+        )
+    places = [header.index(name) for name in names]
+    for line, where in lines:
+        entries = line.split("\t")
+        if len(entries) <= max(places):
+            raise DataError(f"{where}: has {len(entries)} columns, and the first line {len(header)}")
+        yield tuple(entries[place].strip() for place in places)
+
+
+def _mozilla_cv(path: Path) -> Iterator[Utterance]:
+    for speaker, name, text in _columns(path, ("client_id", "path", "sentence"), "mozilla_cv"):
+        clip = path.parent / "clips" / name
+        # Older releases name clips without an ending.
+        yield Utterance(clip if clip.suffix else clip.with_suffix(".mp3"), text, speaker)
+
+
+def _voxpopuli(path: Path) -> Iterator[Utterance]:
+    for name, text, speaker in _columns(path, ("id", "normalized_text", "speaker_id"), "voxpopuli"):
+        if text:  # some have the original text alone
+            yield Utterance(path.parent / name[:4] / f"{name}.ogg", text, speaker)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
@@ -154,4 +195,6 @@ _READERS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
     "vctk": _vctk,
     "tsv": _tsv,
     "jsonl": _jsonl,
+    "mozilla_cv": _mozilla_cv,
+    "voxpopuli": _voxpopuli,
 }

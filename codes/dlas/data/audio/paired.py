@@ -13,7 +13,7 @@ import torch
 
 from dlas.data.audio.batches import pad_to_longest
 from dlas.data.audio.companions import Alone, Companions, by_voice, in_folder
-from dlas.data.audio.files import as_paths, read_sound
+from dlas.data.audio.files import as_paths, duration, read_sound
 from dlas.data.audio.manifests import Utterance, Voice, read_utterances, split_line
 from dlas.data.base import BadSample, Buckets, Dataset, Request, Sample, TensorSpec
 from dlas.data.text.cleaning import Cleaner
@@ -22,7 +22,7 @@ from dlas.data.text.tokenizer import VoiceTokenizer
 from dlas.errors import ConfigurationError, DataError, printable
 from dlas.layers.mel import MelSpectrogram
 from dlas.registry import DATASETS
-from dlas.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from dlas.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Tokenizer(Protocol):
@@ -76,6 +76,46 @@ class Reader:
         }
 
 
+@dataclass(frozen=True)
+class Bucketing:
+    """How clips of about one length are put together.
+
+    Args:
+        batches: within so many batches at a time; 0: not at all.
+        seconds: most that a batch holds, padding included.
+
+    Raises:
+        ConfigurationError: `seconds` is told without `batches`.
+    """
+
+    batches: int
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.batches:
+            raise ConfigurationError(
+                "batch_seconds puts clips of about one length together; write bucket_batches, for example 50"
+            )
+
+    def of(self, clips: Sequence[Utterance]) -> Buckets | None:
+        """What batches of these clips are put together by."""
+        if not self.batches:
+            return None
+        if self.seconds is not None:
+            return Buckets([_seconds(clip) for clip in clips], self.batches, self.seconds)
+        # Files of a corpus are of one kind, whose size tells the length.
+        return Buckets([clip.path.stat().st_size if clip.path.is_file() else 0 for clip in clips], self.batches)
+
+
+def _seconds(clip: Utterance) -> float:
+    if clip.seconds is not None:
+        return clip.seconds
+    try:
+        return duration(clip.path)
+    except BadSample:  # `on_bad_file` decides when it is its turn
+        return 0.0
+
+
 def specified(options: Mapping[str, Any]) -> Sample | None:
     """A sample as long as the options allow; None where they set no limit."""
     text, sound = options["max_text_length"], options["max_wav_length"]
@@ -124,7 +164,7 @@ class _Listed(Dataset):
     voices: dict[Voice, list[Path]]
     reader: Reader
     companions: Companions | None
-    bucket_batches: int
+    bucketing: Bucketing
 
     collate = staticmethod(pad_to_longest)
 
@@ -142,10 +182,7 @@ class _Listed(Dataset):
         return f"{super().identity(index)} {self.clips[index].text}"
 
     def buckets(self) -> Buckets | None:
-        if not self.bucket_batches:
-            return None
-        # Files of a corpus are of one kind, whose size tells the length.
-        return Buckets([clip.path.stat().st_size if clip.path.is_file() else 0 for clip in self.clips], self.bucket_batches)
+        return self.bucketing.of(self.clips)
 
     def _list(self, clips: list[Utterance]) -> None:
         if self.companions is None:
@@ -179,8 +216,8 @@ class PairedVoiceAudio(_Listed):
     Args:
         phase: conditioning clips are drawn as a function of the seed and the sample's place in the order, in all phases.
         path: list or folder of a corpus, or several.
-        fetcher_mode: layout of each: `lj` (name|text), `libritts`, `vctk`, `tsv` (text, tab, file) or `jsonl` (file, text,
-            speaker).
+        fetcher_mode: layout of each: `lj` (name|text), `libritts`, `vctk`, `tsv` (text, tab, file), `jsonl` (file, text,
+            speaker), `mozilla_cv` (a list of Common Voice) or `voxpopuli` (a list of it).
         types: number of each corpus, given as `type`; 0 by default.
         sample_rate: of `wav` and `conditioning`, in Hz.
         max_wav_length: samples of the longest clip that is used.
@@ -195,6 +232,8 @@ class PairedVoiceAudio(_Listed):
         text_cleaner: what is done to texts first: `basic`: lower case and single blanks; `transliteration`: also without
             accents; `english`: also numbers and abbreviations as words.
         bucket_batches: batches of clips of about one length are put together within so many batches at a time; 0: as they come.
+        batch_seconds: most seconds of sound in a batch of training, padding included: batches of short clips have more of
+            them, up to `batch_size`. Needs `bucket_batches`.
         on_bad_file: `error` stops at a damaged, too short or too long clip; `skip` takes another one and reports it.
 
     Raises:
@@ -220,8 +259,8 @@ class PairedVoiceAudio(_Listed):
         /,
         *,
         path: str | list[str],
-        fetcher_mode: Literal["lj", "libritts", "vctk", "tsv", "jsonl"]
-        | list[Literal["lj", "libritts", "vctk", "tsv", "jsonl"]] = "lj",
+        fetcher_mode: Literal["lj", "libritts", "vctk", "tsv", "jsonl", "mozilla_cv", "voxpopuli"]
+        | list[Literal["lj", "libritts", "vctk", "tsv", "jsonl", "mozilla_cv", "voxpopuli"]] = "lj",
         types: list[int] | None = None,
         sample_rate: PositiveInt = 22050,
         max_wav_length: PositiveInt | None = None,
@@ -235,6 +274,7 @@ class PairedVoiceAudio(_Listed):
         tokenizer_vocab: str | None = None,
         text_cleaner: Literal["english", "basic", "transliteration"] = "english",
         bucket_batches: NonNegativeInt = 0,
+        batch_seconds: PositiveFloat | None = None,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         paths = as_paths(path)
@@ -254,7 +294,7 @@ class PairedVoiceAudio(_Listed):
         self.companions = companions_of(
             load_conditioning, num_conditioning_candidates, conditioning_length, sample_rate, only_clip
         )
-        self.bucket_batches = bucket_batches
+        self.bucketing = Bucketing(bucket_batches, batch_seconds)
         self.on_bad_file = on_bad_file
         corpora = [read_utterances(each, layout) for each, layout in zip(paths, layouts, strict=True)]
         self._list([replace(clip, corpus=corpus) for corpus, clips in enumerate(corpora) for clip in clips])
@@ -292,6 +332,7 @@ class TacotronAudio(_Listed):
         mel_fmin: their lowest frequency, in Hz.
         mel_fmax: their highest.
         bucket_batches: as of `paired_voice_audio`.
+        batch_seconds: likewise.
         on_bad_file: `error` stops at a damaged or too long clip; `skip` takes another one and reports it.
 
     Raises:
@@ -319,7 +360,7 @@ class TacotronAudio(_Listed):
         /,
         *,
         path: str | list[str],
-        fetcher_mode: Literal["lj", "libritts", "vctk", "tsv", "jsonl"] = "lj",
+        fetcher_mode: Literal["lj", "libritts", "vctk", "tsv", "jsonl", "mozilla_cv", "voxpopuli"] = "lj",
         sample_rate: PositiveInt = 22050,
         max_wav_length: PositiveInt | None = None,
         max_text_length: PositiveInt | None = None,
@@ -331,13 +372,14 @@ class TacotronAudio(_Listed):
         mel_fmin: NonNegativeFloat = 0.0,
         mel_fmax: NonNegativeFloat = 8000.0,
         bucket_batches: NonNegativeInt = 0,
+        batch_seconds: PositiveFloat | None = None,
         on_bad_file: Literal["error", "skip"] = "error",
     ) -> None:
         self.reader = Reader(sample_rate, LetterTokenizer(), 0.0, max_wav_length, max_text_length)
         self.companions = companions_of(
             load_conditioning, num_conditioning_candidates, conditioning_length, sample_rate, only_clip
         )
-        self.bucket_batches = bucket_batches
+        self.bucketing = Bucketing(bucket_batches, batch_seconds)
         self.on_bad_file = on_bad_file
         self.spectrogram = MelSpectrogram(
             sampling_rate=sample_rate, n_mel_channels=n_mel_channels, mel_fmin=mel_fmin, mel_fmax=mel_fmax

@@ -4,7 +4,8 @@
 file                    content
 ======================  ========================================================================================================
 ``plan.json``           what the results depend on; written first
-``00000.safetensors``   samples in their order: for each entry a tensor (samples, views, ...)
+``00000.safetensors``   samples in their order: for each entry a tensor (samples, views, ...); of one whose sizes differ within
+                        the part all numbers in a row, and in ``<entry>.shapes`` (samples, views, dimensions) the sizes
 ``00000.json``          their texts, for each entry a list of samples of lists of views
 ``store.json``          how many samples each part has, and their entries; written last: with it the folder is complete
 ======================  ========================================================================================================
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -34,6 +36,9 @@ from dlas.errors import ConfigurationError, DataError, printable
 VERSION = 1
 _PLAN, _STORE = "plan.json", "store.json"
 _HINT = "make it with `dlas data encode -opt FILE`"
+
+SHAPES = ".shapes"
+"""Ends the name of what tells the sizes of an entry."""
 
 Plan = dict[str, Any]
 """What the results depend on, as JSON can hold it."""
@@ -109,7 +114,7 @@ class Writer:
 
         Args:
             part: its number.
-            tensors: (samples, views, ...) each; there is at least one.
+            tensors: (samples, views, ...) each; there is at least one. Of entries that differ in size, as of `in_a_row`.
             texts: for each entry, for each sample, one text a view.
         """
         write_whole(_file(self.folder, part).with_suffix(".json"), json.dumps(texts).encode())
@@ -118,17 +123,21 @@ class Writer:
     def finish(self, parts: int) -> None:
         """Says that all parts are there."""
         rows = []
-        shapes: dict[str, Any] = {}
+        shapes: dict[str, list[Any]] = {}
+        uneven: set[str] = set()
         views, texts = 1, []
         for part in range(parts):
             with _opened(_file(self.folder, part)) as file:
-                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
-                shapes = {key: [each.get_dtype(), *each.get_shape()[2:]] for key, each in slices.items()} or shapes
-                first = next(iter(slices.values())).get_shape()
-                views = first[1]
-                rows.append(first[0])
+                count = [0, 1]
+                for key, (dtype, count, sizes) in _layout(file).items():  # noqa: B007  # the same for all entries
+                    known = shapes.setdefault(key, [dtype, *sizes])
+                    if known[1:] != sizes or f"{key}{SHAPES}" in file.keys():  # noqa: SIM118  # it is no mapping
+                        uneven.add(key)
+                        shapes[key] = [dtype, *map(max, known[1:], sizes)]
+                rows.append(count[0])
+                views = count[1]
             texts = sorted(_read(_file(self.folder, part).with_suffix(".json")))
-        content = {"rows": rows, "views": views, "tensors": shapes, "texts": texts}
+        content = {"rows": rows, "views": views, "tensors": shapes, "uneven": sorted(uneven), "texts": texts}
         write_whole(self.folder / _STORE, json.dumps(content, indent=1).encode())
 
 
@@ -139,6 +148,7 @@ class Store:
         plan: what the results depend on.
         views: how often each sample was encoded.
         keys: of a sample's entries.
+        uneven: those that differ in size between samples.
 
     Raises:
         DataError: the folder is missing, not complete, or damaged.
@@ -157,8 +167,9 @@ class Store:
         self.views: int = content["views"]
         self._tensors: dict[str, list[Any]] = content["tensors"]
         self._texts: list[str] = content["texts"]
+        self.uneven = frozenset(content.get("uneven", ()))  # older folders have none
         self._ends = list(accumulate(content["rows"]))
-        self._open: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._open: dict[int, _Part] = {}
         for part in range(len(self._ends)):
             for path in (_file(folder, part), _file(folder, part).with_suffix(".json")):
                 if not path.is_file():
@@ -180,18 +191,75 @@ class Store:
 
     def read(self, index: int, view: int, keys: Sequence[str]) -> Sample:
         """Entries of one view of a sample; numbers of half precision become float32."""
-        part = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[part - 1] if part else 0)
-        tensors, texts = self._part(part)
+        part, row = self._place(index)
         return {
-            key: _readable(tensors.get_slice(key)[row][view]) if key in self._tensors else texts[key][row][view] for key in keys
+            key: _readable(part.tensor(key, row, view)) if key in self._tensors else part.texts[key][row][view] for key in keys
         }
 
-    def _part(self, part: int) -> tuple[Any, dict[str, Any]]:
+    def lengths(self, key: str) -> list[int]:
+        """The last size of an entry of each sample, in its first view."""
+        return [part.size(key, row) for part, row in map(self._place, range(len(self)))]
+
+    def _place(self, index: int) -> tuple[_Part, int]:
+        part = bisect.bisect_right(self._ends, index)
         if part not in self._open:
             path = _file(self.folder, part)
-            self._open[part] = _opened(path), _read(path.with_suffix(".json"))
-        return self._open[part]
+            self._open[part] = _Part(_opened(path), _read(path.with_suffix(".json")))
+        return self._open[part], index - (self._ends[part - 1] if part else 0)
+
+
+class _Part:
+    """An open file.
+
+    Args:
+        file: its tensors.
+        texts: for each entry, for each sample, one a view.
+    """
+
+    def __init__(self, file: Any, texts: dict[str, Any]) -> None:
+        self.texts = texts
+        self._file = file
+        self._shapes = {key.removesuffix(SHAPES): file.get_tensor(key) for key in file.keys() if key.endswith(SHAPES)}  # noqa: SIM118
+        self._ends = {key: shapes.prod(-1).flatten().cumsum(0).view(shapes.shape[:2]) for key, shapes in self._shapes.items()}
+
+    def tensor(self, key: str, row: int, view: int) -> Tensor:
+        """One view of an entry of a sample."""
+        numbers = self._file.get_slice(key)
+        if key not in self._shapes:
+            return numbers[row][view]
+        shape, end = self._shapes[key][row, view].tolist(), int(self._ends[key][row, view])
+        return numbers[end - math.prod(shape) : end].view(shape)
+
+    def size(self, key: str, row: int) -> int:
+        """The last size of an entry of a sample."""
+        shape = self._shapes[key][row, 0] if key in self._shapes else self._file.get_slice(key).get_shape()[2:]
+        return int(shape[-1])
+
+
+def in_a_row(values: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Samples of views that differ in size, as a part keeps them: all numbers, and the sizes (samples, views, dimensions).
+
+    Raises:
+        ValueError: they differ in their number of dimensions.
+    """
+    if len({each.dim() for views in values for each in views}) > 1:
+        raise ValueError("samples have different numbers of dimensions")
+    numbers = torch.cat([each.reshape(-1) for views in values for each in views])
+    return numbers, torch.tensor([[list(each.shape) for each in views] for views in values])
+
+
+def _layout(file: Any) -> dict[str, tuple[str, list[int], list[int]]]:
+    """Of each entry of a part: type, (samples, views), and the largest sizes."""
+    found = {}
+    for key in file.keys():  # noqa: SIM118  # it is no mapping
+        if not key.endswith(SHAPES):
+            each = file.get_slice(key)
+            if f"{key}{SHAPES}" in file.keys():  # noqa: SIM118
+                sizes = file.get_tensor(f"{key}{SHAPES}")
+                found[key] = each.get_dtype(), list(sizes.shape[:2]), sizes.flatten(0, 1).amax(0).tolist()
+            else:
+                found[key] = each.get_dtype(), each.get_shape()[:2], each.get_shape()[2:]
+    return found
 
 
 def _file(folder: Path, part: int) -> Path:

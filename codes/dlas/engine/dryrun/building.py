@@ -34,6 +34,8 @@ def build_fake_networks(config: Config, mode: FakeTensorMode, problems: ProblemL
 
 
 def _build(config: Config, name: str, section: NetworkConfig, mode: FakeTensorMode) -> nn.Module:
+    if section.lora is not None:
+        section = replace(section, lora=replace(section.lora, start=None))
     alone = replace(config, networks={name: section}, path=replace(config.path, pretrain={}), checkpointing_enabled=False)
     try:
         with torch.device("meta"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dlas.layers.names import expression
 from dlas.layers.switched.conv import Selector, SwitchedConv2d
 from dlas.layers.switched.shared import ATTRIBUTE, remove_shared_selector, share_selector
 
@@ -43,7 +43,7 @@ def switch_convolutions(
     found: dict[str, None] = {}
     modules = dict(network.named_modules())
     for pattern in layers:
-        matched = [name for name in modules if re.fullmatch(_expression(pattern), name)]
+        matched = [name for name in modules if expression(pattern).fullmatch(name)]
         plain = [name for name in matched if isinstance(modules[name], nn.Conv2d)]
         usable = [name for name in plain if not why_not(modules[name])]
         if not usable:
@@ -189,11 +189,6 @@ def _which(name: str, layer: SwitchedConv2d, kernel: str | None) -> Tensor:
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, module)
-
-
-def _expression(pattern: str) -> str:
-    pieces = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    return "".join(pieces.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*?|\?)", pattern))
 
 
 def _nothing_for(pattern: str, plain: list[str], modules: Mapping[str, nn.Module]) -> str:
