@@ -38,7 +38,7 @@ COMMANDS = {
     "ema": "make an average of any width from the snapshots of a run",
     "check": "list what is wrong with a YAML file",
     "explain": "say in words and in a picture what a YAML file does",
-    "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview, speech",
+    "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview, shards, speech",
     "list": "list what is registered, or the options of one name",
     "replay": "run the step of a crash bundle again and say what goes wrong",
     "tune": "find the fastest settings for a YAML file by measuring them",
