@@ -41,6 +41,7 @@ COMMANDS = {
     "data": "look at data sets and make them ready: audit, caption, encode, prepare, preview, shards, speech",
     "list": "list what is registered, or the options of one name",
     "replay": "run the step of a crash bundle again and say what goes wrong",
+    "plan": "say on paper what a YAML file needs on many GPUs: memory, communication, data",
     "tune": "find the fastest settings for a YAML file by measuring them",
     "compare": "show what runs reached in which time, as a table and a picture",
     "convert": "change trained networks: switch, unswitch",
