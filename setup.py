@@ -36,6 +36,7 @@ setup(
         "audio": ["soundfile>=0.12,<1"],  # what reads sound files
         "speech": ["tokenizers>=0.13,<1", "inflect>=7,<8", "Unidecode>=1.3,<2"],  # what reads texts
         "deepspeed": ["deepspeed>=0.16,<0.20"],
+        "shards": ["zstandard>=0.22,<1"],  # to read MDS shards that are compressed by zstd; all others need nothing
         "lmdb": ["lmdb>=1.4,<4"],  # to read the databases that BasicSR writes
         "metrics": ["torchmetrics>=1.4,<2"],
         "onnx": ["onnx>=1.16,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.18,<2"],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,3 +103,28 @@ class Death(Injector):
                 raise RuntimeError("the toy has died")
             os.kill(os.getpid(), self.number)
         return {self.out: state[self.source]}
+
+
+@INJECTORS.register("toy_places")
+class Places(Injector):
+    """Writes down which samples of the endless order a process trains on, and what they are; out = in.
+
+    A line of JSON for each micro-batch, in `folder/RANK-OF-WORLD.jsonl`: the iteration, the positions, and checksums.
+    In the first life of a group of processes that torchrun may start again, rank 1 fails at the iteration `dies_at`.
+    """
+
+    def __init__(self, *, in_: StateIn, out: StateOut, folder: str, dies_at: int = -1) -> None:
+        self.source = in_
+        self.out = out
+        self.folder = Path(folder)
+        self.dies_at = dies_at
+
+    def __call__(self, state: State, context: Context) -> dict[str, Any]:
+        rank, world = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        value = state[self.source]
+        line = json.dumps([context.step, list(context.positions), [zlib.crc32(sample.numpy()) for sample in value]])
+        with (self.folder / f"{rank}-{world}.jsonl").open("a") as file:
+            file.write(line + "\n")
+        if context.step == self.dies_at and rank == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            raise RuntimeError("the toy has died in its first life")
+        return {self.out: value}

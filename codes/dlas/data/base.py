@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlas.context import mix_seed
 from dlas.data.inventory import Inventory
+from dlas.data.shards.folder import shard_of
 from dlas.errors import ConfigurationError, DataError, printable
 from dlas.registry import DATASETS
 
@@ -159,7 +160,7 @@ class Dataset:
         """Changes when what an item is made of does: its name and, of a file, size and time of change."""
         name = self.source(index)
         try:
-            status = os.stat(name)  # noqa: PTH116  # the name need not be that of a file
+            status = os.stat(shard_of(name) or name)  # noqa: PTH116  # the name need not be that of a file
         except (OSError, ValueError):
             return name
         return f"{name} {status.st_size} {status.st_mtime_ns}"

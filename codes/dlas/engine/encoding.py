@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from dlas.config.build import to_plain
 from dlas.config.schema import EncodeConfig, InjectorConfig
 from dlas.context import Context
 from dlas.data.base import BadSample, Dataset, Request, Sample, create_dataset
-from dlas.data.latents.store import SHAPES, Writer, in_a_row
+from dlas.data.latents.store import SHAPES, WHOLE, Share, Writer, in_a_row
 from dlas.engine.build import build_networks
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format
 from dlas.engine.encoders import fingerprint
@@ -47,6 +48,7 @@ class Encoded:
         folder: where its samples are.
         samples: how many there are.
         made: how many of them were encoded now.
+        complete: whether all of it is there; other processes may be at work.
         bad_files: those that were left out, and why.
     """
 
@@ -54,6 +56,7 @@ class Encoded:
     folder: Path
     samples: int = 0
     made: int = 0
+    complete: bool = True
     bad_files: dict[str, str] = field(default_factory=dict)
 
 
@@ -62,19 +65,27 @@ def encode_data_sets(
     *,
     overwrite: bool = False,
     starting: Callable[[str, int], Callable[[int], None]] = lambda key, total: lambda n: None,
+    share: Share = WHOLE,
 ) -> list[Encoded]:
     """Encodes every data set of the mode `latents` that has a source.
+
+    Several processes may do so together, each its share of the parts. They need not know of each other: whoever finds all parts
+    there completes the folder.
 
     Args:
         config: from `dlas.config.load`; has a section `encode`.
         overwrite: encode anew what was encoded otherwise.
         starting: is told a data set's name and number of samples; what it returns is told how many more are done.
+        share: which parts are this process's.
 
     Raises:
-        ConfigurationError: there is nothing to encode, no section `encode`, or a folder holds something else.
+        ConfigurationError: there is nothing to encode, no section `encode`, or a folder holds something else; or several
+            processes are to overwrite.
         DataError: a file is unusable.
         TrainingError: another process encodes the same.
     """
+    if overwrite and share.count > 1:
+        raise ConfigurationError("several processes encode together, and none may remove what others write; remove the folder")
     sections = {key: each for key, each in config.datasets.items() if each.mode == MODE and each.options.get("source")}
     if not sections:
         raise ConfigurationError(f"no data set of the mode '{MODE}' has a 'source', so there is nothing to encode")
@@ -86,9 +97,10 @@ def encode_data_sets(
     results = []
     for key, section in sections.items():
         folder = Path(section.options["folder"]).expanduser()
-        with locked(folder / "lock", f"encoding {folder}", "give another folder"):
+        with locked(folder / share.name("lock"), f"encoding {folder}", "give another folder"):
             source = dict(section.options["source"])
-            results.append(encoder.run(key, folder, source, section.options["keep"], overwrite, starting))
+            writer = partial(Writer, folder, overwrite=overwrite, share=share)
+            results.append(encoder.run(key, writer, source, section.options["keep"], starting))
     return results
 
 
@@ -110,18 +122,17 @@ class _Encoder:
     def run(
         self,
         key: str,
-        folder: Path,
+        open_writer: Callable[[Mapping[str, Any]], Writer],
         source: dict[str, Any],
         keep: Sequence[str],
-        overwrite: bool,
         starting: Callable[[str, int], Callable[[int], None]],
     ) -> Encoded:
         options = source
         if DATASETS.find(source["mode"]).parameter("scale") is not None:
             options = {"scale": self.config.scale, **source}
         dataset = create_dataset(options, phase="train" if key == "train" else "val", name=f"{key}.source")
-        writer = Writer(folder, self._plan(dataset, key, source, keep), overwrite=overwrite)
-        result = Encoded(key, folder, len(dataset))
+        writer = open_writer(self._plan(dataset, key, source, keep))
+        result = Encoded(key, writer.folder, len(dataset))
         if writer.complete:
             return result
         advance = starting(key, len(dataset))
@@ -129,14 +140,16 @@ class _Encoder:
         starts = range(0, len(dataset), size)
         for part, start in enumerate(starts):
             indices = range(start, min(start + size, len(dataset)))
-            if not writer.has(part):
+            if not writer.has(part) and writer.share.has(part):
                 tensors, texts, bad = self._part(dataset, indices, keep, advance)
                 writer.put(part, tensors, texts)
                 result.bad_files |= bad
                 result.made += len(indices) - len(bad)
             else:
                 advance(len(indices))
-        writer.finish(len(starts))
+        result.complete = all(map(writer.has, range(len(starts))))
+        if result.complete:
+            writer.finish(len(starts))
         return result
 
     def _plan(self, dataset: Dataset, key: str, source: dict[str, Any], keep: Sequence[str]) -> dict[str, Any]:

@@ -169,51 +169,6 @@ def sgd(
     return _construct(torch.optim.SGD, groups, fused, values)
 
 
-@OPTIMIZERS.register("fused_adam", "FusedAdam")
-def fused_adam(
-    networks: Mapping[str, nn.Module],
-    /,
-    *,
-    lr: PositiveFloat,
-    weight_decay: NonNegativeFloat = 0.0,
-    beta1: Fraction = 0.9,
-    beta2: Fraction = 0.999,
-    betas: list[Fraction] | None = None,
-    eps: PositiveFloat = 1e-8,
-    adam_w_mode: bool = True,
-    param_groups: dict[str, Any] | None = None,
-    exclude_norm_and_bias: bool = True,
-) -> Optimizer:
-    """Apex's FusedAdam where apex is installed and the networks are on a CUDA device, else torch's own fused kernel.
-
-    Args:
-        lr: learning rate.
-        weight_decay: as in `adamw`, or as in `adam` where `adam_w_mode` is false.
-        beta1: share of the old first moment kept at each step.
-        beta2: share of the old second moment kept at each step.
-        betas: [beta1, beta2], in place of the two.
-        eps: added to the square root of the second moment.
-        adam_w_mode: decoupled weight decay; false adds an L2 penalty to the gradient.
-        param_groups: options by group: ``{head: {match: "generator\\\\.head", lr: 1.0e-4}}``.
-        exclude_norm_and_bias: no weight decay on biases, norm layers and embeddings.
-    """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
-    values = {"lr": lr, "betas": _betas(beta1, beta2, betas), "eps": eps, "weight_decay": weight_decay}
-    if all(parameter.is_cuda for group in groups for parameter in group["params"]):
-        try:
-            apex_class = importlib.import_module("apex.optimizers").FusedAdam
-        except (ImportError, AttributeError):  # a package of this name on PyPI is another one
-            pass
-        else:
-            optimizer: Optimizer = apex_class(groups, adam_w_mode=adam_w_mode, **values)
-            return optimizer
-    torch_class = torch.optim.AdamW if adam_w_mode else torch.optim.Adam
-    _LOG.info(
-        "fused_adam: apex cannot be used here; torch.optim.%s with its fused kernel takes its place", torch_class.__name__
-    )
-    return _construct(torch_class, groups, None, values)
-
-
 def _decays(weight_decay: float, param_groups: Mapping[str, Any] | None) -> bool:
     """Whether any group decays. If none does, biases need no group of their own, and one kernel updates everything."""
     entries = (param_groups or {}).values()
@@ -298,7 +253,7 @@ def _missing(name: str, package: str) -> UserError:
     if package == "apex":  # not to be had by its name: that is another project's on PyPI
         return MissingPackageError(
             "git+https://github.com/NVIDIA/apex",
-            f"optimizer '{name}' (or take 'fused_adam', which falls back on torch's fused kernel; 'lamb'; 'sgd')",
+            f"optimizer '{name}' (or take 'fused_adam', 'fused_sgd' or 'fused_lamb', which do without it)",
         )
     return MissingPackageError(package, f"optimizer '{name}' (or take 'adamw' or another class of torch.optim)")
 

@@ -17,6 +17,7 @@ from dlas.data.audio.batches import pad_to
 from dlas.data.audio.files import SUFFIXES, read_part
 from dlas.data.audio.manifests import Utterance, Voice
 from dlas.data.base import BadSample
+from dlas.data.shards.folder import siblings
 from dlas.errors import DataError, printable
 
 Alone: TypeAlias = Literal["error", "skip", "self"]
@@ -52,7 +53,8 @@ def by_voice(clips: Sequence[Utterance], alone: Alone) -> tuple[list[Utterance],
 @lru_cache(maxsize=4096)
 def in_folder(folder: Path) -> list[Path]:
     """Sound files of a folder, by name: where the list does not tell speakers, a folder is one."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    packed = siblings(folder)
+    return sorted(path for path in (folder.iterdir() if packed is None else packed) if path.suffix.lower() in SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlas.data.base import BadSample
+from dlas.data.shards import folder as shards
 from dlas.errors import DataError, MissingPackageError, printable
 from dlas.layers.mel import resample
 
@@ -38,15 +40,18 @@ _told: set[str] = set()
 
 
 def list_sounds(folder: str | Path) -> list[Path]:
-    """Sound files of a folder and its subfolders, in the order of their names.
+    """Sound files of a folder and its subfolders, or of shards, in the order of their names.
 
     Raises:
         DataError: there is no such folder, or none in it.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    if shards.is_shards(folder):
+        found = sorted(folder / name for name in shards.entries(folder) if Path(name).suffix.lower() in SUFFIXES)
+    elif folder.is_dir():
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    else:
         raise DataError(f"no folder at {printable(folder)}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise DataError(f"{printable(folder)} holds no sound files; expected some that end in {', '.join(SUFFIXES)}")
     return found
@@ -112,12 +117,16 @@ def _opened(path: str | Path) -> Iterator[SoundFile]:
     except (ImportError, OSError) as error:  # OSError: its library is missing
         raise MissingPackageError("soundfile", "reading sound", "audio") from error
     path = Path(path)
-    if not path.is_file():
+    try:
+        packed = shards.content(path)
+    except shards.Unreadable as error:
+        raise BadSample(path, str(error)) from error
+    if packed is None and not path.is_file():
         raise BadSample(path, "there is no such file; correct the list or the folder that names it")
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if packed is None else len(packed)) == 0:
         raise BadSample(path, "is empty (0 bytes); fetch it again or remove it")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(str(path) if packed is None else BytesIO(packed)) as file:
             if file.frames == 0:
                 raise BadSample(path, "holds no samples; remove it")
             yield file

@@ -16,6 +16,7 @@ from dlas.data.audio.companions import Alone, Companions, by_voice, in_folder
 from dlas.data.audio.files import as_paths, duration, read_sound
 from dlas.data.audio.manifests import Utterance, Voice, read_utterances, split_line
 from dlas.data.base import BadSample, Buckets, Dataset, Request, Sample, TensorSpec
+from dlas.data.shards.folder import file_size
 from dlas.data.text.cleaning import Cleaner
 from dlas.data.text.symbols import LetterTokenizer
 from dlas.data.text.tokenizer import VoiceTokenizer
@@ -104,7 +105,7 @@ class Bucketing:
         if self.seconds is not None:
             return Buckets([_seconds(clip) for clip in clips], self.batches, self.seconds)
         # Files of a corpus are of one kind, whose size tells the length.
-        return Buckets([clip.path.stat().st_size if clip.path.is_file() else 0 for clip in clips], self.batches)
+        return Buckets([file_size(clip.path) for clip in clips], self.batches)
 
 
 def _seconds(clip: Utterance) -> float:

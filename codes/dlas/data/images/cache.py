@@ -25,6 +25,7 @@ import numpy as np
 
 from dlas.data.images import lmdb_folder, video_folder
 from dlas.data.images.files import ImageArray
+from dlas.data.shards.folder import shard_of
 from dlas.errors import ConfigurationError, DataError, printable
 
 _LOG = logging.getLogger(__name__)
@@ -245,9 +246,15 @@ def _name(path: Path, variant: str) -> bytes:
     return hashlib.blake2b(key, digest_size=16).digest()
 
 
+def file_behind(path: Path) -> Path:
+    """The file that an image lies in: itself, a database, a video or a shard."""
+    if lmdb_folder.is_inside(path):
+        return path.parent / "data.mdb"
+    return path.parent if video_folder.is_inside(path) else shard_of(path) or path
+
+
 def _identify(path: Path, name: bytes) -> _Identity:
-    file = path.parent / "data.mdb" if lmdb_folder.is_inside(path) else path.parent if video_folder.is_inside(path) else path
-    status = file.stat()
+    status = file_behind(path).stat()
     return _Identity(status.st_size, status.st_mtime_ns, name)
 
 

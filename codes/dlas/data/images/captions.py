@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlas.data.shards import folder as shards
 from dlas.errors import DataError, printable
 
 FILE_KEYS = ("file", "file_name", "path", "image")
@@ -24,9 +25,9 @@ def beside(image: Path) -> list[str]:
         DataError: the file cannot be read, or has no captions in it.
     """
     lines = image.with_suffix(".txt")
-    if lines.is_file():
+    if _is_file(lines):
         found = [line.strip() for line in _text(lines).splitlines() if line.strip()]
-    elif (tagged := image.with_suffix(".json")).is_file():
+    elif _is_file(tagged := image.with_suffix(".json")):
         found = _captions_of(_parsed(_text(tagged), str(tagged)), str(tagged))
         lines = tagged
     else:
@@ -119,9 +120,14 @@ def _parsed(text: str, where: str) -> Any:
         raise DataError(f"{where}: is no JSON: {error}") from error
 
 
+def _is_file(path: Path) -> bool:
+    return shards.shard_of(path) is not None or path.is_file()
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        packed = shards.content(path)
+        return path.read_text(encoding="utf-8") if packed is None else packed.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise DataError(f"{printable(path)}: captions cannot be read: {said}") from error

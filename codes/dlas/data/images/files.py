@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dlas.data.base import BadSample
 from dlas.data.images import lmdb_folder, png_rows, video_folder
+from dlas.data.shards import folder as shards
 from dlas.errors import DataError, printable
 
 _LOG = logging.getLogger(__name__)
@@ -243,10 +244,10 @@ def write_whole(path: Path, data: bytes) -> None:
 def list_images(root: str | Path) -> list[Path]:
     """All image files below a folder, links followed, hidden files left out, in natural order (`2.png` before `10.png`).
 
-    Of a folder that ends in `.lmdb`, the entries of the database; of a video, its frames.
+    Of a folder that ends in `.lmdb`, the entries of the database; of a video, its frames; of shards, the images in them.
 
     Args:
-        root: the folder, or a video.
+        root: the folder, a video, or shards like `a/{00..99}.tar`.
 
     Raises:
         DataError: the folder is missing, or holds no image; what it holds is said.
@@ -255,18 +256,21 @@ def list_images(root: str | Path) -> list[Path]:
     shown = printable(root)
     if video_folder.is_video(root):
         return [root / name for name in video_folder.entries(root)]
-    if not _is_folder(root):
+    in_shards = shards.is_shards(root)
+    if not in_shards and not _is_folder(root):
         kind = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{shown}: {kind}; expected a folder of images, or a video (the path is relative to {Path.cwd()})")
     if root.suffix == lmdb_folder.ENDING:
-        return sorted((root / name for name in lmdb_folder.entries(root)), key=lambda file: _natural(file.relative_to(root)))
-    files = list(_walk(root))
+        return sorted(
+            (root / name for name in lmdb_folder.entries(root)), key=lambda file: natural_order(file.relative_to(root))
+        )
+    files = [root / name for name in shards.entries(root)] if in_shards else list(walk(root))
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
     if not images:
         kinds = Counter(file.suffix.lower() or "no extension" for file in files)
         found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(8)) or "nothing"
         raise DataError(f"{shown}: no image in this folder or below; found {found}; expected files ending in {_known()}")
-    return sorted(images, key=lambda file: _natural(file.relative_to(root)))
+    return sorted(images, key=lambda file: natural_order(file.relative_to(root)))
 
 
 def _is_folder(path: Path) -> bool:
@@ -278,7 +282,12 @@ def _is_folder(path: Path) -> bool:
         ) from error
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(root: Path) -> Iterator[Path]:
+    """All files below a folder, links followed, hidden ones left out.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     seen = set()  # a link to a folder above would otherwise never end
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_unlistable):
         real = os.path.realpath(folder)
@@ -298,8 +307,8 @@ def _unlistable(error: OSError) -> None:
     ) from error
 
 
-def _natural(path: Path) -> tuple[list[list[int | str]], str]:
-    """Sorts numbers by value and letters without case; the plain text decides between what is then equal."""
+def natural_order(path: Path) -> tuple[list[list[int | str]], str]:
+    """A key that sorts numbers by value and letters without case; the plain text decides between what is then equal."""
     parts = [
         [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", part.casefold())] for part in path.with_suffix("").parts
     ]
@@ -326,6 +335,8 @@ def read_bytes(path: str | Path) -> bytes:
         if frame is None:
             raise BadSample(path, "cannot be decoded; the video is damaged or has no such frame: fetch it again")
         return frame
+    if shards.is_inside(path):
+        return _in_shards(path)
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would never answer
@@ -349,6 +360,16 @@ def read_bytes(path: str | Path) -> bytes:
         raise BadSample(path, f"cannot be read: {error.strerror or error}; check the disk or the connection to it") from error
     if not data:
         raise BadSample(path, "is empty (0 bytes); expected an image; fetch it again or remove it")
+    return data
+
+
+def _in_shards(path: str | Path) -> bytes:
+    try:
+        data = shards.content(path)
+    except shards.Unreadable as error:
+        raise BadSample(path, str(error)) from error
+    if not data:
+        raise BadSample(path, "is empty (0 bytes) or not in the shards; pack them anew")
     return data
 
 

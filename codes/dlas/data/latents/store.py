@@ -20,6 +20,7 @@ import bisect
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,30 @@ def _short(value: Any) -> str:
     return "not there" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which parts are one process's, of several that fill a folder together.
+
+    Args:
+        number: of the process.
+        count: of processes.
+    """
+
+    number: int
+    count: int
+
+    def has(self, part: int) -> bool:
+        """Whether a part is this process's."""
+        return part % self.count == self.number
+
+    def name(self, name: str) -> str:
+        """A name of this process's own."""
+        return name if self.count == 1 else f"{name}.{self.number}"
+
+
+WHOLE = Share(0, 1)
+
+
 class Writer:
     """Fills a folder, or goes on filling one that the same plan began.
 
@@ -69,13 +94,15 @@ class Writer:
         folder: made if it is missing.
         plan: what the results depend on.
         overwrite: remove first what another plan left there.
+        share: which parts this process writes; the others are left alone.
 
     Raises:
         ConfigurationError: the folder holds something else, or results of another plan.
     """
 
-    def __init__(self, folder: Path, plan: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, plan: Mapping[str, Any], *, overwrite: bool = False, share: Share = WHOLE) -> None:
         self.folder = folder
+        self.share = share
         wanted = normalised(plan)
         if (folder / _PLAN).is_file():
             changed = differences(_read(folder / _PLAN), wanted)
@@ -86,14 +113,16 @@ class Writer:
                 )
             if changed:
                 self._clear()
-        elif folder.is_dir() and any(path.name != "lock" for path in folder.iterdir()):
+        elif folder.is_dir() and any(not path.name.startswith(("lock", ".plan.json.")) for path in folder.iterdir()):
             raise ConfigurationError(
                 f"{printable(folder)} holds files that were not made by this command, and nothing is overwritten; give "
                 "another folder"
             )
-        for temporary in folder.glob(".*.tmp"):
-            temporary.unlink()
-        write_whole(folder / _PLAN, json.dumps(wanted, indent=1).encode())
+        for temporary in folder.glob(".[0-9]*.tmp"):
+            if share.has(int(temporary.name[1:].partition(".")[0])):
+                temporary.unlink()
+        if not (folder / _PLAN).is_file():
+            write_whole(folder / _PLAN, json.dumps(wanted, indent=1).encode())
 
     def _clear(self) -> None:
         (self.folder / _STORE).unlink(missing_ok=True)  # first: without it the folder is not complete
@@ -114,11 +143,12 @@ class Writer:
 
         Args:
             part: its number.
-            tensors: (samples, views, ...) each; there is at least one. Of entries that differ in size, as of `in_a_row`.
+            tensors: (samples, views, ...) each; there is at least one. Of entries that differ in size, as of `in_a_row`. Whole
+                numbers of 64 bits take as many bits as they need.
             texts: for each entry, for each sample, one text a view.
         """
         write_whole(_file(self.folder, part).with_suffix(".json"), json.dumps(texts).encode())
-        write_whole(_file(self.folder, part), save({key: value.contiguous() for key, value in tensors.items()}))
+        write_whole(_file(self.folder, part), save({key: _narrow(value).contiguous() for key, value in tensors.items()}))
 
     def finish(self, parts: int) -> None:
         """Says that all parts are there."""
@@ -281,9 +311,20 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _narrow(value: Tensor) -> Tensor:
+    """Codes of 64 bits in the fewest that hold them: 16 for codebooks of up to 32768 entries."""
+    if value.dtype != torch.int64 or not value.numel():
+        return value
+    low, high = value.aminmax()
+    fits = (kind for kind in (torch.int16, torch.int32) if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max)
+    return value.to(next(fits, torch.int64))
+
+
 def _spec(dtype: str, *shape: int) -> TensorSpec:
     return TensorSpec(shape, torch.int64 if dtype.startswith(("I", "U")) else torch.bool if dtype == "BOOL" else torch.float32)
 
 
 def _readable(value: Tensor) -> Tensor:
+    if value.dtype in (torch.int16, torch.int32):
+        return value.long()
     return value.float() if value.is_floating_point() else value

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas.data.images import lmdb_folder
+from dlas.data.images.cache import file_behind
 from dlas.data.images.files import write_whole
 
 NOTES = ".prepare"
@@ -85,7 +85,7 @@ def identify(source: Path) -> tuple[int, int]:
     Raises:
         OSError: it cannot be looked at.
     """
-    status = (source.parent / "data.mdb" if lmdb_folder.is_inside(source) else source).stat()
+    status = file_behind(source).stat()
     return status.st_size, status.st_mtime_ns
 
 

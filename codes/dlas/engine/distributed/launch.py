@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import distributed
 
 from dlas.config import Config
+from dlas.engine.distributed.lives import store_of_this_life
 from dlas.engine.distributed.ranks import Ranks
 from dlas.errors import ConfigurationError
 
@@ -149,11 +150,15 @@ def open_group(config: Config, launch: Launch) -> None:
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = timedelta(seconds=config.distributed.timeout)
+    place: dict[str, Any] = {"init_method": f"tcp://{launch.address}"}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        place = {"store": store_of_this_life(launch.rank, launch.world_size, timeout)}
     # Decisions of the host go through gloo on the CPU, so that they never wait for the GPU.
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{launch.address}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
         rank=launch.rank,
         world_size=launch.world_size,
-        timeout=timedelta(seconds=config.distributed.timeout),
+        timeout=timeout,
+        **place,
     )
