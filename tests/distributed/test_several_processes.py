@@ -98,15 +98,18 @@ POLICIES = ("skip", "rollback")
 STRATEGIES = ("ddp", "fsdp")
 
 
-def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]]) -> subprocess.CompletedProcess[str]:
-    """Trains files one after the other in two processes. By the name of its run: the text of a file, and overrides."""
+def torchrun(
+    folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Trains files one after the other in several processes. By the name of its run: the text of a file, and overrides."""
     listed = []
     for number, (name, (text, *overrides)) in enumerate(jobs.items()):
         file = folder / f"{number}.yml"
         file.write_text(text)
         listed.append([str(file), [f"path.experiments={folder}", *COMMON, f"name={name}", *overrides]])
     (folder / "jobs.json").write_text(json.dumps(listed))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command.append(f"--max-restarts={restarts}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(
         [*command, str(HERE / "session.py"), str(folder / "jobs.json")],

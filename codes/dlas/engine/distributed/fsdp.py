@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from dlas.config import Config
@@ -49,7 +49,7 @@ class FullySharded:
         self.evaluating = Ranks()
         self.whole = False
         self._methods = _methods(config)
-        self._mesh = init_device_mesh(device.type, (self.ranks.world_size,))
+        self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
         compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
         # Inputs stay what they are: a timestep in 16 bits would be another one. Autocast sees to products.
         self._policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -119,6 +119,19 @@ class ShardedExchange:
 
     def finish(self) -> None:
         """The backward pass has done it."""
+
+
+def _mesh(device: torch.device, world_size: int, shard_size: int | None) -> DeviceMesh:
+    """All processes in a row, or groups that each hold everything: neighbours share a group, since they share a machine."""
+    if shard_size is None or shard_size == world_size:
+        return init_device_mesh(device.type, (world_size,))
+    if world_size % shard_size:
+        raise ConfigurationError(
+            f"distributed.shard_size is {shard_size}, and {world_size} processes cannot be divided into groups of so many; "
+            f"take a divisor of {world_size}"
+        )
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (world_size // shard_size, shard_size), mesh_dim_names=names)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

@@ -150,10 +150,26 @@ def open_group(config: Config, launch: Launch) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Decisions of the host go through gloo on the CPU, so that they never wait for the GPU.
+    store = _store_of_this_start(launch)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{launch.address}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+        init_method=None if store else f"tcp://{launch.address}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+        store=store,
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=timedelta(seconds=config.distributed.timeout),
     )
+
+
+def _store_of_this_start(launch: Launch) -> distributed.Store | None:
+    """Where the processes that torchrun has started on one machine find each other, or None for torch's own way.
+
+    Torch would take torchrun's store as it is, after a restart too; there they would find the addresses of processes that are
+    dead. Torchruns of several machines do not agree on the count of restarts: there the user has a new store made for each.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    assert launch.address is not None
+    host, _, port = launch.address.rpartition(":")
+    store = distributed.TCPStore(host, int(port), is_master=False)
+    return distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
