@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dlas.context import Context
+from dlas.data.base import Dataset, Request, Sample
 from dlas.injectors.base import Injector, State
 from dlas.losses.base import Loss
 from dlas.observe import disk
-from dlas.registry import ARCHS, INJECTORS, LOSSES
+from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES
 from dlas.types import PositiveInt, StateIn, StateOut
 
 
@@ -57,6 +58,24 @@ class ToyBlocks(nn.Module):
     def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         """For the tests over the registry."""
         return {}, (torch.rand(2, 3, 8, 8),)
+
+
+@DATASETS.register("toy_uneven")
+class Uneven(Dataset):
+    """Three pictures of three sizes."""
+
+    provides = ("lq", "hq", "name")
+
+    def __init__(self, phase: str, /, *, scale: PositiveInt = 2) -> None:
+        self.scale = scale
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, request: Request) -> Sample:
+        side = (16, 40, 96)[request.index]
+        hq = torch.rand(3, side, side, generator=torch.Generator().manual_seed(request.index))
+        return {"lq": nn.functional.avg_pool2d(hq, self.scale), "hq": hq, "name": f"picture{request.index}"}
 
 
 @LOSSES.register("toy_bad_sample")

@@ -625,6 +625,11 @@ class DistributedConfig(Section):
     shard_size: PositiveInt | None = opt(
         None, "fsdp: cut up among groups of so many processes, each group holds everything; by default among all"
     )
+    gather_for_evaluation: bool = opt(
+        True,
+        "fsdp: while it evaluates its share of a set, every process holds all weights; false: it evaluates the whole set, "
+        "block by block, which takes less memory and longer",
+    )
     gather_dtype: Literal["fp32", "bf16"] = opt("fp32", "fsdp: type of numbers in which weights travel and are computed with")
 
 

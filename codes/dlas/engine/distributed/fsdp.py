@@ -21,8 +21,8 @@ from dlas.errors import ConfigurationError
 class FullySharded:
     """Full sharding by `torch.distributed.fsdp.fully_shard`; see `Strategy`.
 
-    A network is gathered block by block as it runs. Every process evaluates the whole set: blocks are gathered by all processes
-    together, which must therefore run equally often.
+    A network is gathered block by block as it runs: by all processes together, which must therefore run equally often. For an
+    evaluation, in which they do not, it is gathered as a whole; or else every process evaluates the whole set.
 
     Args:
         config: of the run.
@@ -39,14 +39,21 @@ class FullySharded:
                 "train.micro_batch_size: auto cannot be had with distributed.strategy: fsdp, since processes cannot try again "
                 "alone; write a number, or take 'ddp'"
             )
-        if config.eval.tile == "auto":
+        together = config.distributed.gather_for_evaluation
+        if config.eval.tile == "auto" and not together:
             raise ConfigurationError(
-                "eval.tile: auto cannot be had with distributed.strategy: fsdp, since processes must cut alike; write a number"
+                "eval.tile: auto cannot be had with distributed.gather_for_evaluation: false, since processes must cut alike; "
+                "write a number"
+            )
+        if config.distributed.gather_dtype == "bf16" and config.precision == "fp32":
+            raise ConfigurationError(
+                "distributed.gather_dtype: bf16 needs 'precision: bf16' (or auto): weights of 16 bits do not go with inputs "
+                "of 32"
             )
         if config.distributed.sync_batchnorm:
             raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
         self.ranks = Ranks.current()
-        self.evaluating = Ranks()
+        self.evaluating = self.ranks if together else Ranks()
         self.whole = False
         self._methods = _methods(config)
         self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
