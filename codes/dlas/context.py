@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,14 @@ class Averages(Protocol):
         """Parameters and buffers by the names they have in the network's modules."""
 
 
+@runtime_checkable
+class ShardedAverages(Protocol):
+    """Averages that are cut up among processes as the network is: no tensors can stand in for its own."""
+
+    def run(self, *inputs: Any, **options: Any) -> Any:
+        """Calls the network with its averaged weights; without gradients."""
+
+
 @dataclass
 class Context:
     """Given to every injector and loss of a micro-batch.
@@ -58,7 +66,7 @@ class Context:
     training: bool = True
     seed: int = 0
     positions: Sequence[int] = field(default_factory=list)
-    averages: Mapping[str, Averages] = field(default_factory=dict)
+    averages: Mapping[str, Averages | ShardedAverages] = field(default_factory=dict)
     log: Callable[[str, Tensor, float | Tensor], None] = _unseen
 
     def network(self, name: str) -> nn.Module:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dlas.context import Context
+from dlas.data.base import Dataset, Request, Sample
 from dlas.injectors.base import Injector, State
 from dlas.losses.base import Loss
-from dlas.registry import ARCHS, INJECTORS, LOSSES
+from dlas.observe import disk
+from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES
 from dlas.types import PositiveInt, StateIn, StateOut
 
 
@@ -56,6 +62,24 @@ class ToyBlocks(nn.Module):
         return {}, (torch.rand(2, 3, 8, 8),)
 
 
+@DATASETS.register("toy_uneven")
+class Uneven(Dataset):
+    """Three pictures of three sizes."""
+
+    provides = ("lq", "hq", "name")
+
+    def __init__(self, phase: str, /, *, scale: PositiveInt = 2) -> None:
+        self.scale = scale
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, request: Request) -> Sample:
+        side = (16, 40, 96)[request.index]
+        hq = torch.rand(3, side, side, generator=torch.Generator().manual_seed(request.index))
+        return {"lq": nn.functional.avg_pool2d(hq, self.scale), "hq": hq, "name": f"picture{request.index}"}
+
+
 @LOSSES.register("toy_bad_sample")
 class BadSample(Loss):
     """Mean of its input; not a number for the micro-batch with one place of the sample order."""
@@ -86,19 +110,57 @@ class Contrast(Loss):
         return nn.functional.cross_entropy(one @ other.t(), torch.arange(len(one)))
 
 
+@INJECTORS.register("toy_bad_disk")
+class BadDisk(Injector):
+    """From one step on the shards of one rank cannot be written: the disk fails a few times, or the process is killed in the
+    midst of one, the first time that it is started; out = in."""
+
+    def __init__(self, *, in_: StateIn, out: StateOut, at: int, rank: int, fails: int = 0, kills: bool = False) -> None:
+        self.source = in_
+        self.out = out
+        self.at = at
+        self.rank = rank
+        self.fails = fails
+        self.kills = kills and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+
+    def __call__(self, state: State, context: Context) -> dict[str, Any]:
+        if context.step == self.at and int(os.environ.get("RANK", "0")) == self.rank and (self.fails or self.kills):
+            real = disk.write_file
+
+            def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+                if not path.name.startswith("shard-"):
+                    return real(path, chunks)
+                if self.kills:
+                    path.write_bytes(b"half")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self.fails:
+                    self.fails -= 1
+                    raise OSError(errno.EIO, "the toy disk fails", str(path))
+                disk.write_file = real
+                return real(path, chunks)
+
+            disk.write_file = write_file
+        return {self.out: state[self.source]}
+
+
 @INJECTORS.register("toy_death")
 class Death(Injector):
-    """Fails, or sends its process a signal, in one rank at one step; out = in."""
+    """Fails, sends its process a signal, or hangs, in one rank at one step; out = in."""
 
-    def __init__(self, *, in_: StateIn, out: StateOut, at: int, rank: int, number: int | None = None) -> None:
+    def __init__(
+        self, *, in_: StateIn, out: StateOut, at: int, rank: int, number: int | None = None, hangs: bool = False
+    ) -> None:
         self.source = in_
         self.out = out
         self.at = at
         self.rank = rank
         self.number = number
+        self.hangs = hangs
 
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         if context.step == self.at and int(os.environ.get("RANK", "0")) == self.rank:
+            if self.hangs:
+                time.sleep(600)
             if self.number is None:
                 raise RuntimeError("the toy has died")
             os.kill(os.getpid(), self.number)

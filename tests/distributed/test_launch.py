@@ -85,8 +85,15 @@ def test_what_cannot_be_is_refused_in_words(tmp_path, monkeypatch):
     config.distributed.strategy = "fsdp"
     with pytest.raises(ConfigurationError, match="strategy: ddp"):
         create_strategy(config, cpu)
+    config = configure(tmp_path, toys.PSNR, "datasets.train.batch_size=6", "distributed={strategy: fsdp, shard_size: 2}")
+    with pytest.raises(ConfigurationError, match="3 processes cannot be divided into groups"):
+        create_strategy(config, cpu)
+    config = configure(tmp_path, toys.PSNR, "datasets.train.batch_size=6", "distributed={strategy: fsdp, gather_dtype: bf16}")
+    with pytest.raises(ConfigurationError, match="needs 'precision: bf16'"):
+        create_strategy(config, cpu)
+    fsdp = ("datasets.train.batch_size=6", "distributed={strategy: fsdp, gather_for_evaluation: false}")
     for option in "train.micro_batch_size=auto", "eval.tile=auto":
-        config = configure(tmp_path, toys.PSNR, "datasets.train.batch_size=6", "distributed.strategy=fsdp", option)
+        config = configure(tmp_path, toys.PSNR, *fsdp, option)
         with pytest.raises(ConfigurationError, match=r"auto cannot be had .*; write a number"):
             create_strategy(config, cpu)
 

@@ -44,7 +44,7 @@ COMMANDS = {
     "plan": "say on paper what a YAML file needs on many GPUs: memory, communication, data",
     "tune": "find the fastest settings for a YAML file by measuring them",
     "compare": "show what runs reached in which time, as a table and a picture",
-    "convert": "change trained networks: switch, unswitch",
+    "convert": "change trained networks: switch, unswitch; put sharded checkpoints together: whole",
     "convert-config": "convert an option file of BasicSR or traiNNer-redux",
     "reference": "write the reference pages and the JSON schema of option files",
 }

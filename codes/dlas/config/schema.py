@@ -634,6 +634,11 @@ class KeepBestConfig(Section):
 class CheckpointsConfig(Section):
     """How checkpoints are written, and which of them stay."""
 
+    format: Literal["whole", "sharded"] = opt(
+        "whole",
+        "whole: a safetensors file for each network, put together and written by the first process; sharded: every process "
+        "writes the part that it holds (for `strategy: fsdp`), and reads no more of it with any number of processes",
+    )
     background: bool = opt(True, "write beside the training, which waits only until its state is copied")
     keep_last: PositiveInt | None = opt(None, "newest checkpoints to keep; all of them by default")
     keep_every: PositiveInt | None = opt(None, "with `keep_last`: those of steps that are a multiple of this stay, too")
@@ -655,6 +660,14 @@ class DistributedConfig(Section):
     timeout: PositiveFloat = opt(1800.0, "seconds that a process waits for the others before the run ends")
     sync_batchnorm: bool = opt(False, "batch normalisation over the batch of all processes (GPUs only)")
     bucket_mb: PositiveFloat = opt(25.0, "ddp: gradients travel in pieces of this size while the backward pass goes on")
+    shard_size: PositiveInt | None = opt(
+        None, "fsdp: cut up among groups of so many processes, each group holds everything; by default among all"
+    )
+    gather_for_evaluation: bool = opt(
+        True,
+        "fsdp: while it evaluates its share of a set, every process holds all weights; false: it evaluates the whole set, "
+        "block by block, which takes less memory and longer",
+    )
     gather_dtype: Literal["fp32", "bf16"] = opt("fp32", "fsdp: type of numbers in which weights travel and are computed with")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dlas.config.schema import EmaConfig
 from dlas.data.images.files import write_whole
 from dlas.engine.distributed import Strategy
-from dlas.engine.ema import ModelEma
+from dlas.engine.ema import ModelEma, ShardedEma
 from dlas.engine.ema_profiles import Profile, constant, from_step, power, warmed_up
 from dlas.engine.precision import DTYPES
 
@@ -46,7 +46,10 @@ class Averages:
         self.tracks: dict[tuple[str, float], ModelEma] = {}
         if not section.enabled:
             return
-        self.main = {name: ModelEma(network, rate=profile_of(section, batch_size)) for name, network in networks.items()}
+        for name, network in networks.items():
+            sharded = any(hasattr(parameter, "device_mesh") for parameter in network.parameters())
+            kind = ShardedEma if sharded else ModelEma
+            self.main[name] = kind(network, rate=profile_of(section, batch_size))
         for width in self.section.widths if self.section is not None else []:
             for name, network in networks.items():
                 self.tracks[name, width] = ModelEma(network, rate=power(width))

@@ -6,6 +6,9 @@ checkpoints/<step>/<network>.safetensors        weights with the published key n
                    meter.safetensors            figures of the log row that is being averaged, if there is one
                    state.json                   everything else that a restart needs
                    manifest.json                size and sha256 of each of the above, and of itself
+
+or, with `checkpoints.format: sharded`, in place of the tensors' files those of `dlas.engine.sharded_checkpoint`.
+
 checkpoints/latest                              name of the newest complete folder
 checkpoints/best                                with `checkpoints.keep_best`: name of the best one
 
@@ -21,8 +24,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +41,19 @@ from dlas.observe import disk
 
 __all__ = ["Snapshot", "find_fault", "load", "newest", "pack", "point_to", "publish", "save", "tidy", "unpack"]
 
+Like = Callable[[str, str], Tensor | None]
+"""The tensor of the run that is like a saved one, by the file and the name that it has in a whole checkpoint."""
+
 logger = logging.getLogger("dlas")
 FORMAT = 1
+SHARDED = 2  # the format in which each process writes its part
 MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best"
+_PLAIN, _AVERAGE, _ANY = ".safetensors", ".ema.safetensors", "*.safetensors"
 _SLACK = 1 << 16  # bytes beside the tensors and the state: the manifest, the pointer, the folder itself
+SHARDS = "shards.json"  # of a sharded checkpoint: where the parts of each tensor are
+_EXPECTED = {FORMAT: {STATE, OPTIMIZERS}, SHARDED: {STATE, SHARDS}}  # files that are there in any case
 # Entries of an optimiser's groups that the configuration decides; schedules compute `lr` from `initial_lr`, and those that move
 # momentum do so from the entries named after it. Other entries may be state (some optimisers count steps there) and come from
 # the checkpoint.
@@ -82,6 +92,21 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         ) from error
 
 
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Writes one checkpoint as a new folder of any name, which appears when it is complete.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    copy = HostCopy()
+    copy.take(snapshot)
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(partial, copy)
+    partial.rename(path)
+    disk.sync_folder(path.parent)
+
+
 def publish(folder: Path, copy: HostCopy, before: Callable[[], None] = lambda: None) -> Path:
     """Writes `folder`/<step>, which appears by a rename when every byte is on the disk, and then points `latest` to it.
 
@@ -96,9 +121,7 @@ def publish(folder: Path, copy: HostCopy, before: Callable[[], None] = lambda: N
     Raises:
         OSError: something failed; older checkpoints are as they were.
     """
-    tidy(folder)
-    _check_room(folder, copy.size)
-    target, partial = folder / str(copy.step), folder / f".partial-{copy.step}"
+    partial = begin(folder, copy)
     try:
         _write(partial, copy)
         before()
@@ -106,8 +129,26 @@ def publish(folder: Path, copy: HostCopy, before: Callable[[], None] = lambda: N
         with suppress(OSError):  # its bytes may be the ones that are missing elsewhere; else the next attempt finds it
             disk.remove_folder(partial)
         raise
+    return appear(partial)
+
+
+def begin(folder: Path, copy: HostCopy) -> Path:
+    """Where a checkpoint is to be written, when what a crash left is tidied up and there is room for it.
+
+    Raises:
+        OSError: there is none.
+    """
+    tidy(folder)
+    _check_room(folder, copy.size)
+    return folder / f".partial-{copy.step}"
+
+
+def appear(partial: Path) -> Path:
+    """Gives a folder that is complete its name, and points `latest` to it."""
+    folder, step = partial.parent, partial.name.removeprefix(".partial-")
+    target = folder / step
     if os.path.lexists(target):  # the run went back to an older checkpoint and has come by here again
-        replaced = folder / f".replaced-{copy.step}"
+        replaced = folder / f".replaced-{step}"
         target.rename(replaced)
         partial.rename(target)
         disk.sync_folder(folder)
@@ -159,9 +200,20 @@ def _check_room(folder: Path, size: int) -> None:
 
 def _write(partial: Path, copy: HostCopy) -> None:
     partial.mkdir()
-    files = {name: disk.write_file(partial / name, file.chunks()) for name, file in copy.files.items()}
-    files[STATE] = disk.write_file(partial / STATE, [copy.state])
-    manifest = {"format": FORMAT, "step": copy.step, "files": dict(sorted(files.items()))}
+    complete(partial, copy, {name: disk.write_file(partial / name, file.chunks()) for name, file in copy.files.items()})
+
+
+def complete(partial: Path, copy: HostCopy, tensors: Mapping[str, Mapping[str, Any]], version: int = FORMAT) -> None:
+    """Writes what stands beside the tensors, at last the manifest.
+
+    Args:
+        partial: the folder.
+        copy: what is saved.
+        tensors: size and sha256 of each file of tensors.
+        version: of the format.
+    """
+    files = {**tensors, STATE: disk.write_file(partial / STATE, [copy.state])}
+    manifest = {"format": version, "step": copy.step, "files": dict(sorted(files.items()))}
     text = json.dumps({**manifest, "sha256": _sum_of(manifest)}, indent=1)
     disk.write_file(partial / MANIFEST, [text.encode()])
     disk.sync_folder(partial)
@@ -174,28 +226,83 @@ def _sum_of(manifest: Mapping[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------------------------------- reading
 
 
-def load(path: Path) -> Snapshot:
+def load(path: Path, like: Like | None = None, checked: bool = False) -> Snapshot:
     """Reads a checkpoint folder after checking every file against its manifest.
+
+    Args:
+        path: the folder.
+        like: of a sharded checkpoint, tensors like those that are cut up here are read in part only.
+        checked: another process has checked the files.
 
     Raises:
         CheckpointError: something is missing or damaged.
     """
-    fault = find_fault(path)
+    fault = None if checked else find_fault(path)
     if fault:
         raise CheckpointError(f"checkpoint {path}: {fault}{_what_was_meant(path)}")
-    networks, emas = {}, {}
-    try:
+    with _reading(path):
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        for file in sorted(path.glob("*.safetensors")):
-            if file.name.endswith(".ema.safetensors"):
-                emas[file.name.removesuffix(".ema.safetensors")] = load_file(file)
-            elif file.name not in (OPTIMIZERS, METER):
-                networks[file.name.removesuffix(".safetensors")] = load_file(file)
-        optimizers = unpack(state["optimizers"], load_file(path / OPTIMIZERS))
-        meter = unpack(state["meter"], load_file(path / METER)) if (path / METER).is_file() else {}
+        files = _tensors_of(path, like)
+        optimizers = unpack(state["optimizers"], files.pop(OPTIMIZERS, {}))
+        meter = unpack(state["meter"], files.pop(METER, {}))
+        averages = {name for name in files if name.endswith(_AVERAGE)}
+        emas = {name.removesuffix(_AVERAGE): files.pop(name) for name in sorted(averages)}
+        networks = {name.removesuffix(_PLAIN): tensors for name, tensors in files.items()}
         return Snapshot(state["step"], networks, emas, state["progress"], optimizers, meter)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+
+
+def load_progress(path: Path) -> dict[str, Any]:
+    """How far the run had come when a checkpoint was made; of the folder only that is read, and not checked."""
+    with _reading(path):
+        progress: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))["progress"]
+        return progress
+
+
+def tensor_files(path: Path) -> list[str]:
+    """The files of tensors that a checkpoint has, or would have if it was whole.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _reading(path):
+        if is_sharded(path):
+            return sorted({name.partition("/")[0] for name in json.loads((path / SHARDS).read_text(encoding="utf-8"))})
+        return sorted(file.name for file in path.glob(_ANY))
+
+
+def load_tensors(path: Path, file: str) -> dict[str, Tensor]:
+    """The tensors of one of `tensor_files`; the checkpoint was checked.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _reading(path):
+        return _tensors_of(path, only=file)[file]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise CheckpointError(f"checkpoint {path}: its files are as they were written and cannot be read: {error!r}") from error
+
+
+def _tensors_of(path: Path, like: Like | None = None, only: str | None = None) -> dict[str, dict[str, Tensor]]:
+    """Tensors by the files in which a whole checkpoint has them."""
+    if is_sharded(path):
+        from dlas.engine import sharded_checkpoint
+
+        return sharded_checkpoint.read(path, like, only)
+    return {file.name: load_file(file) for file in sorted(path.glob(_ANY)) if only in (None, file.name)}
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether each process has written its part of a checkpoint; False of what is none."""
+    try:
+        return bool(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"] == SHARDED)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def find_fault(path: Path) -> str | None:
@@ -219,11 +326,12 @@ def _find_fault(path: Path) -> str | None:
         return f"{MANIFEST} is damaged"
     version, files = manifest.get("format"), manifest.get("files")
     files = files if isinstance(files, dict) else {}
-    if isinstance(version, int) and version > FORMAT:
-        return f"format {version} was written by another version of this program; this one reads format {FORMAT}"
+    if isinstance(version, int) and version > SHARDED:
+        return f"format {version} was written by another version of this program; this one reads formats up to {SHARDED}"
     own = manifest.pop("sha256", None)  # not written by the first version
-    sound = version == FORMAT and manifest.keys() == {"format", "step", "files"}
-    if not sound or (own is not None and own != _sum_of(manifest)) or not {STATE, OPTIMIZERS} <= files.keys():
+    expected_files = _EXPECTED.get(version) if isinstance(version, int) else None
+    sound = expected_files is not None and manifest.keys() == {"format", "step", "files"}
+    if not sound or (own is not None and own != _sum_of(manifest)) or not (expected_files or set()) <= files.keys():
         return f"{MANIFEST} is damaged"
     for name, expected in files.items():
         file = path / name

@@ -48,11 +48,14 @@ class CheckpointWriter:
         self.newest: Path | None = None
         self._flush_rows = flush_rows
         self._retention = Retention(section, folder.checkpoints, protected)
-        self._copy = HostCopy()
+        self._copy = self._make_copy()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failing = False
         self._hurry = threading.Event()
+
+    def _make_copy(self) -> HostCopy:
+        return HostCopy()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -85,10 +88,7 @@ class CheckpointWriter:
             snapshot: of which only the sizes count.
             coming: steps of the checkpoints to come; a warning says so if there is no room for them.
         """
-        if not self._copy.files:
-            self._copy.prepare(snapshot)
-            if self.section.background:
-                self._start(self._copy.touch)
+        self._prepare_copy(snapshot)
         count = self._retention.most_at_once(coming)
         free = disk.free_bytes(self.folder.checkpoints)
         if free is not None and count * self._copy.size > free:
@@ -98,6 +98,12 @@ class CheckpointWriter:
                 *(disk.amount(count * self._copy.size), count, disk.amount(self._copy.size), disk.amount(free)),
                 self.folder.checkpoints,
             )
+
+    def _prepare_copy(self, snapshot: Snapshot) -> None:
+        if not self._copy.files:
+            self._copy.prepare(snapshot)
+            if self.section.background:
+                self._start(self._copy.touch)
 
     def save(self, snapshot: Snapshot, best: int | None = None) -> None:
         """Copies the state, and writes it while the caller goes on. Waits for the checkpoint before this one.
@@ -152,17 +158,23 @@ class CheckpointWriter:
 
     def _write(self, best: int | None) -> None:
         self._copy.wait()
-        bad = self._copy.not_finite()
-        if bad:
-            raise TrainingError(
-                f"weights of {', '.join(bad)} are not finite at step {self._copy.step}, which is not saved; the newest "
-                f"checkpoint is {self.newest or 'not there yet'}. Lower the learning rate, set clip_grad_eps, or look for the "
-                "operation with anomaly_detection: true"
-            )
+        self._check_finite()
         try:
             self._write_with_patience(best)
         finally:
             self._failing = False
+
+    def _check_finite(self) -> None:
+        bad = self._copy.not_finite()
+        if bad:
+            raise self._spoilt(", ".join(bad))
+
+    def _spoilt(self, networks: str) -> TrainingError:
+        return TrainingError(
+            f"weights of {networks} are not finite at step {self._copy.step}, which is not saved; the newest "
+            f"checkpoint is {self.newest or 'not there yet'}. Lower the learning rate, set clip_grad_eps, or look for the "
+            "operation with anomaly_detection: true"
+        )
 
     def _write_with_patience(self, best: int | None) -> None:
         started, pause = time.monotonic(), self.section.retry_pause
@@ -170,18 +182,17 @@ class CheckpointWriter:
         before, published = self.newest, None
         while True:
             try:
-                self.folder.check()
                 if published is None:
-                    published = checkpoint.publish(self.folder.checkpoints, self._copy, self._before_publishing)
+                    published = self._publish(best)
                     self.newest = published
                     LOGGER.info("saved %s", published)
-                self._retention.apply(published, best)
+                self._retire(published, best)
                 return
             except OSError as error:
                 if published is not None and checkpoint.find_fault(published) is not None:
                     published, self.newest = None, before
                 left = started + self.section.retry_for - time.monotonic()
-                if left <= 0 or self._hurry.is_set():
+                if self._gives_up(left <= 0 or self._hurry.is_set()):
                     raise self._given_up(error, time.monotonic() - started) from error
                 if (type(error), error.errno) not in told:
                     told.add((type(error), error.errno))
@@ -189,6 +200,20 @@ class CheckpointWriter:
                 self._failing = True
                 self._hurry.wait(min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _publish(self, best: int | None) -> Path:
+        """Writes the checkpoint."""
+        self.folder.check()
+        return checkpoint.publish(self.folder.checkpoints, self._copy, self._before_publishing)
+
+    def _retire(self, published: Path, best: int | None) -> None:
+        """Removes what need not stay once a checkpoint is there."""
+        self.folder.check()
+        self._retention.apply(published, best)
+
+    def _gives_up(self, wishes: bool) -> bool:
+        """Whether a disk that fails is not tried again."""
+        return wishes
 
     def _before_publishing(self) -> None:
         self._flush_rows()

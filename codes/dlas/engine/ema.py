@@ -125,7 +125,7 @@ class ModelEma:
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by the places of the network's tensors, in the network's precision: for `torch.func.functional_call`."""
-        return {s.name: average.to(s.tensor.dtype) for s, average in zip(self._slots, self._averages, strict=True)}
+        return {s.name: average.to(s.tensor) for s, average in zip(self._slots, self._averages, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """The averages under exactly the names of the network's own state dict, in the precision in which they are kept.
@@ -167,6 +167,16 @@ class ModelEma:
         # By identity and not by name: a network may give its entries other names in its state dict.
         live = (slot.holder[slot.key] for slot in self._slots)
         return {id(tensor): average for tensor, average in zip(live, self._averages, strict=True)}
+
+
+class ShardedEma(ModelEma):
+    """Averages of a network that is cut up among processes; so are they."""
+
+    @torch.no_grad()
+    def run(self, *inputs: Any, **options: Any) -> Any:
+        """Calls the network with its averaged weights: torch gathers what a network has, so they take the place of its own."""
+        with self.swap_into(self.network):
+            return self.network(*inputs, **options)
 
 
 def _slots(network: nn.Module) -> list[_Slot]:

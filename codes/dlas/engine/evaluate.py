@@ -18,6 +18,7 @@ from dlas.data.base import Dataset
 from dlas.data.loader import evaluation_items
 from dlas.engine.device import memory_format
 from dlas.engine.distributed import Ranks
+from dlas.engine.distributed.tensors import gathered
 from dlas.engine.ema import ModelEma
 from dlas.engine.figures import Figures, Scorer
 from dlas.engine.microbatch import to_device
@@ -235,6 +236,9 @@ class Evaluator:
         with ExitStack() as stack:
             for name, ema in emas.items():
                 stack.enter_context(ema.swap_into(self.networks[name]))
+            if self.ranks.many:  # each runs as often as its share takes
+                for network in self.networks.values():
+                    stack.enter_context(gathered(network))
             for network in self._called.values():
                 if isinstance(network, PicturePasses):
                     network.begin()

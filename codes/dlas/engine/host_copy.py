@@ -49,7 +49,7 @@ class HostCopy:
         self.files: dict[str, TensorFile] = {}
         self.state = b""
         self._parameters: dict[str, list[str]] = {}
-        self._arrival: torch.cuda.Event | None = None
+        self._arrivals: list[torch.cuda.Event] = []
 
     @property
     def size(self) -> int:
@@ -58,7 +58,7 @@ class HostCopy:
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Lays the files out; nothing is copied yet."""
-        self._lay_out(_tensors(snapshot)[0])
+        self._lay_out(self._content(snapshot)[0])
 
     def touch(self) -> None:
         """Takes the memory from the system, which takes longer than the copying."""
@@ -66,33 +66,37 @@ class HostCopy:
             file.touch()
 
     def take(self, snapshot: Snapshot) -> None:
-        """Copies. On a CUDA device the copies are queued behind what is computed now, and what is computed next behind them."""
-        content, state = _tensors(snapshot)
+        """Copies. On CUDA devices the copies are queued behind what is computed now, and what is computed next behind them."""
+        content, state = self._content(snapshot)
         self._lay_out(content)
         for name, tensors in content.items():
             self.files[name].copy(tensors)
         devices = {tensor.device for tensors in content.values() for tensor in tensors.values() if tensor.is_cuda}
-        self._arrival = None
-        for device in devices:  # one: a process has one device
-            self._arrival = torch.cuda.Event()
-            self._arrival.record(torch.cuda.current_stream(device))
+        self._arrivals = []
+        for device in devices:
+            self._arrivals.append(torch.cuda.Event())
+            self._arrivals[-1].record(torch.cuda.current_stream(device))
         self.step = snapshot.step
         self.state = json.dumps(state).encode()
         self._parameters = snapshot.parameters
 
     def wait(self) -> None:
         """Returns when everything has arrived."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
+        for arrival in self._arrivals:
+            arrival.synchronize()
 
     def not_finite(self) -> list[str]:
         """Networks with a parameter that is not finite."""
         found = []
         for network, names in self._parameters.items():
             views = self.files[f"{network}.safetensors"].views
-            if not all(_finite(views[name]) for name in names):
+            if not all(_finite(views[name]) for name in names if name in views):
                 found.append(network)
         return found
+
+    def _content(self, snapshot: Snapshot) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """What goes into which file, and the JSON values."""
+        return contents(snapshot)
 
     def _lay_out(self, content: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name in self.files.keys() - content.keys():
@@ -102,7 +106,8 @@ class HostCopy:
                 self.files[name] = TensorFile(tensors)
 
 
-def _tensors(snapshot: Snapshot) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+def contents(snapshot: Snapshot) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Tensors by the names of files, and there by their own; and the JSON values."""
     optimizers: dict[str, Tensor] = {}
     meter: dict[str, Tensor] = {}
     state = {
@@ -111,7 +116,7 @@ def _tensors(snapshot: Snapshot) -> tuple[dict[str, Mapping[str, Tensor]], dict[
         "optimizers": pack(snapshot.optimizers, optimizers),
         "meter": pack(snapshot.meter, meter),
     }
-    files: dict[str, Mapping[str, Tensor]] = {f"{name}.safetensors": each for name, each in snapshot.networks.items()}
+    files = {f"{name}.safetensors": each for name, each in snapshot.networks.items()}
     files.update({f"{name}.ema.safetensors": each for name, each in snapshot.emas.items()})
     # A file of its own, since its size changes: the memory of the others is used again.
     return {**files, OPTIMIZERS: optimizers, **({METER: meter} if meter else {})}, state

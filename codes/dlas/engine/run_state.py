@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlas.config import Config
+from dlas.engine import checkpoint
 from dlas.engine.averages import Averages
 from dlas.engine.distributed import Strategy
 from dlas.engine.fitting import load_weights
 from dlas.engine.health import HealthMonitor
-from dlas.engine.host_copy import Snapshot
+from dlas.engine.host_copy import OPTIMIZERS, Snapshot
 from dlas.engine.meter import Meter
 from dlas.engine.progress import Progress
 from dlas.engine.step import TrainingStep
 from dlas.engine.step_state import restore_step, step_state
 from dlas.errors import CheckpointError
+
+# What an optimiser keeps of a parameter, by the parameter's place in its groups.
+_OF_PARAMETER = re.compile(r"(?P<step>.+)/optimizer/state/(?P<number>\d+)/[^/]+")
 
 
 class RunState:
@@ -57,12 +63,12 @@ class RunState:
         self.device = device
 
     def snapshot(self, progress: Progress) -> Snapshot:
-        """The present state; whole on rank 0, which is the one that writes it."""
+        """The present state; whole on rank 0, which is the one that writes it, or each rank's part, for sharded checkpoints."""
         ranks = self.strategy.ranks
         for bad_files in ranks.gather(progress.bad_files):
             progress.bad_files |= bad_files
-        trained = {name: self.networks[name] for step in self.steps for name in step.trained}
-        whole = self.strategy.gathered
+        trained = self._trained()
+        whole = _as_it_is if self.config.checkpoints.format == "sharded" else self.strategy.gathered
         return Snapshot(
             progress.step,
             {name: whole(network.state_dict()) for name, network in trained.items()},
@@ -72,6 +78,36 @@ class RunState:
             self.meter.state_dict(),
             {name: [key for key, _ in network.named_parameters()] for name, network in trained.items()},
         )
+
+    def load(self, path: Path) -> Snapshot:
+        """Reads a checkpoint, of a sharded one what this process holds.
+
+        Raises:
+            CheckpointError: something is missing or damaged.
+        """
+        if not checkpoint.is_sharded(path):
+            return checkpoint.load(path)
+        # One process compares the files with the manifest: they may be many times as large as what each reads.
+        fault = self.strategy.ranks.from_main(checkpoint.find_fault(path) if self.strategy.ranks.main else None)
+        if fault is not None:
+            raise CheckpointError(f"checkpoint {path}: {fault}")
+        weights = {name: network.state_dict() for name, network in self._trained().items()}
+
+        def like(file: str, name: str) -> Tensor | None:
+            if file != OPTIMIZERS:  # an average is called by the network, and maybe a width
+                own = weights.get(file.removesuffix(".safetensors").removesuffix(".ema")) or weights.get(file.split(".")[0])
+                return own.get(name) if own is not None else None
+            found = _OF_PARAMETER.fullmatch(name)
+            step = next((each for each in self.steps if found is not None and each.name == found["step"]), None)
+            if found is None or step is None:
+                return None
+            parameters = [each for group in step.optimizer.param_groups for each in group["params"]]
+            return parameters[int(found["number"])] if int(found["number"]) < len(parameters) else None
+
+        return checkpoint.load(path, like, checked=True)
+
+    def _trained(self) -> dict[str, nn.Module]:
+        return {name: self.networks[name] for step in self.steps for name in step.trained}
 
     def check(self, snapshot: Snapshot, found: Path) -> None:
         """Whether a checkpoint has something for every trained network and every step.
@@ -99,3 +135,7 @@ class RunState:
             self.health.load_state_dict(step.name, snapshot.optimizers[step.name].get("health") or {})
         self.meter.load_state_dict(snapshot.meter, self.device)
         return Progress(**{"validated": snapshot.step, **snapshot.progress})  # older versions saved after validating
+
+
+def _as_it_is(state: Any) -> Any:
+    return state

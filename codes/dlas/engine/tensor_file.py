@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Name in the file's header, in the order in which the safetensors library lays tensors out: the widest first, so that each is
 # aligned.
-_DTYPES = {
+DTYPE_NAMES = {
     torch.uint64: "U64",
     torch.int64: "I64",
     torch.float64: "F64",
@@ -28,7 +29,8 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ORDER = {dtype: position for position, dtype in enumerate(_DTYPES)}
+_ORDER = {dtype: position for position, dtype in enumerate(DTYPE_NAMES)}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _CHUNK = 4 << 20  # bytes that are hashed and written in one go, both without Python's lock
 
 
@@ -45,23 +47,12 @@ class TensorFile:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        unknown = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in _DTYPES}
+        unknown = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES}
         if unknown:
             raise TypeError(f"safetensors cannot hold {unknown}")
-        self.names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
         self._layout = _layout(tensors)
-        places, entries, end = {}, {}, 0
-        for name in self.names:
-            tensor = tensors[name]
-            places[name] = slice(end, end := end + tensor.numel() * tensor.element_size())
-            entries[name] = {
-                "dtype": _DTYPES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [places[name].start, end],
-            }
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self.header = len(text).to_bytes(8, "little") + text
+        self.header, places = layout_of(tensors)
+        self.names, end = list(places), sum(tensor.nbytes for tensor in tensors.values())
         # Copies from a GPU into page-locked memory run beside everything else.
         self._pinned = any(tensor.is_cuda for tensor in tensors.values())
         self.memory = torch.empty(end, dtype=torch.uint8, pin_memory=self._pinned)
@@ -90,9 +81,37 @@ class TensorFile:
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The bytes of the file."""
         yield self.header
-        content = memoryview(self.memory.numpy())  # type: ignore[arg-type]
-        for start in range(0, len(content), _CHUNK):
-            yield content[start : start + _CHUNK]
+        yield from bytes_of(self.memory)
+
+
+def layout_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> tuple[bytes, dict[str, slice]]:
+    """The header of a safetensors file, and where in the content behind it each tensor lies, in that order.
+
+    Args:
+        tensors: what the file holds; only dtypes and shapes count.
+        metadata: texts in the header.
+    """
+    places: dict[str, slice] = {}
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name)):
+        tensor = tensors[name]
+        places[name] = slice(end, end := end + tensor.nbytes)
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [places[name].start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a contiguous tensor on the CPU, in pieces."""
+    content = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    for start in range(0, len(content), _CHUNK):
+        yield content[start : start + _CHUNK]
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size, bool]]:

@@ -146,8 +146,7 @@ class Trainer:
         )
         evaluator = Evaluator(config, self.networks, self.averages.main, self.device, self.strategy.evaluating)
         self.validation = Validation(config, self.datasets, evaluator, self.folder, self.best, self.ranks)
-        writer = CheckpointWriter if self.ranks.main else FollowerWriter
-        self.writer = writer(self.folder, config.checkpoints, self._flush_rows, self._named_checkpoints())
+        self.writer = self._writer()
         self._saved = False  # whether there is a checkpoint of this very state
         self._prepared = False
         self.visuals = Visuals(self.config.logger, self.folder)
@@ -395,7 +394,7 @@ class Trainer:
         samples, rollbacks = self.progress.samples, self.progress.rollbacks + 1
         for step, section in zip(self.steps, self.config.steps.values(), strict=True):
             self._set_schedule(step, section)  # some of torch's cannot go back
-        self._take_over(checkpoint.load(found), found)
+        self._take_over(self.state.load(found), found)
         self.progress.samples, self.progress.rollbacks = samples, rollbacks
         self.recorder.close()
         self.folder.forget_after(self.progress.step, validated=self.progress.validated == self.progress.step)
@@ -462,6 +461,15 @@ class Trainer:
     def _flush_rows(self) -> None:
         self.recorder.sync()
 
+    def _writer(self) -> CheckpointWriter:
+        named = self._named_checkpoints()
+        if self.config.checkpoints.format == "sharded":
+            from dlas.engine.sharded_writer import ShardedWriter  # torch.distributed.checkpoint takes its time
+
+            return ShardedWriter(self.folder, self.config, self.ranks, self._flush_rows, named)
+        kind = CheckpointWriter if self.ranks.main else FollowerWriter
+        return kind(self.folder, self.config.checkpoints, self._flush_rows, named)
+
     def _named_checkpoints(self) -> frozenset[Path]:
         named = self.config.path.resume_state
         return frozenset([Path(named)] if named is not None else [])
@@ -471,7 +479,7 @@ class Trainer:
         if found is None:
             self.folder.forget_after(-1)
             return
-        snapshot = checkpoint.load(found)
+        snapshot = self.state.load(found)
         self.state.check(snapshot, found)
         self._take_over(snapshot, found)
         if goes_back:
@@ -487,7 +495,7 @@ class Trainer:
         named = self.config.path.resume_state
         checkpoint.tidy(self.folder.checkpoints)
         self.writer.newest = found = checkpoint.newest(self.folder.checkpoints)
-        if named is not None and (found is None or checkpoint.load(found).progress.get("resume_state") != named):
+        if named is not None and (found is None or checkpoint.load_progress(found).get("resume_state") != named):
             return Path(named), True
         return found, False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,21 +161,20 @@ def _in_run(path: Path, network: str | None) -> Found:
     if fault:
         raise CheckpointError(f"checkpoint {folder}: {fault}")
     networks = _networks_of(run)
-    there = [name for name in networks if _file_of(folder, name)]
-    usable = [network] if network else ([name for name in there if networks[name].get("type") == "generator"] or there)
+    files = checkpoint.tensor_files(folder)
+    there = {name: file for name in networks if (file := _file_of(files, name)) is not None}
+    usable = [network] if network else ([name for name in there if networks[name].get("type") == "generator"] or [*there])
     if len(usable) != 1 or usable[0] not in there:
         raise CheckpointError(
             f"{folder} has the networks {', '.join(there) or 'none'}; name one that makes pictures: --network"
         )
-    file = _file_of(folder, usable[0])
-    assert file is not None
-    return Found(networks[usable[0]], read_state_dict(file), str(file), run=run)
+    file = there[usable[0]]
+    return Found(networks[usable[0]], checkpoint.load_tensors(folder, file), str(folder / file), run=run)
 
 
-def _file_of(folder: Path, name: str) -> Path | None:
+def _file_of(files: Collection[str], name: str) -> str | None:
     """Averaged weights before plain ones."""
-    files = (folder / f"{name}.ema.safetensors", folder / f"{name}.safetensors")
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in (f"{name}.ema.safetensors", f"{name}.safetensors") if file in files), None)
 
 
 def _run_of(folder: Path) -> Path | None:

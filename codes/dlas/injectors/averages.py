@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from dlas.context import Context
+from dlas.context import Context, ShardedAverages
 from dlas.errors import ConfigurationError
 from dlas.injectors.base import Injector, State, name_outputs, read_inputs
 from dlas.injectors.networks import evaluation_mode
@@ -34,7 +34,10 @@ def averaged(context: Context, name: str, user: str) -> Callable[..., Any]:
         raise ConfigurationError(
             f"{user}: the run keeps no average of '{name}': set train.ema.enabled, and let a step train it"
         )
-    tensors = context.averages[name].tensors()
+    averages = context.averages[name]
+    if isinstance(averages, ShardedAverages):
+        return averages.run
+    tensors = averages.tensors()
     return lambda *inputs, **options: functional_call(network, tensors, inputs, options)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from dlas.config import Config
@@ -21,8 +21,8 @@ from dlas.errors import ConfigurationError
 class FullySharded:
     """Full sharding by `torch.distributed.fsdp.fully_shard`; see `Strategy`.
 
-    A network is gathered block by block as it runs. Every process evaluates the whole set: blocks are gathered by all processes
-    together, which must therefore run equally often.
+    A network is gathered block by block as it runs: by all processes together, which must therefore run equally often. For an
+    evaluation, in which they do not, it is gathered as a whole; or else every process evaluates the whole set.
 
     Args:
         config: of the run.
@@ -39,17 +39,24 @@ class FullySharded:
                 "train.micro_batch_size: auto cannot be had with distributed.strategy: fsdp, since processes cannot try again "
                 "alone; write a number, or take 'ddp'"
             )
-        if config.eval.tile == "auto":
+        together = config.distributed.gather_for_evaluation
+        if config.eval.tile == "auto" and not together:
             raise ConfigurationError(
-                "eval.tile: auto cannot be had with distributed.strategy: fsdp, since processes must cut alike; write a number"
+                "eval.tile: auto cannot be had with distributed.gather_for_evaluation: false, since processes must cut alike; "
+                "write a number"
+            )
+        if config.distributed.gather_dtype == "bf16" and config.precision == "fp32":
+            raise ConfigurationError(
+                "distributed.gather_dtype: bf16 needs 'precision: bf16' (or auto): weights of 16 bits do not go with inputs "
+                "of 32"
             )
         if config.distributed.sync_batchnorm:
             raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
         self.ranks = Ranks.current()
-        self.evaluating = Ranks()
+        self.evaluating = self.ranks if together else Ranks()
         self.whole = False
         self._methods = _methods(config)
-        self._mesh = init_device_mesh(device.type, (self.ranks.world_size,))
+        self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
         compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
         # Inputs stay what they are: a timestep in 16 bits would be another one. Autocast sees to products.
         self._policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -119,6 +126,19 @@ class ShardedExchange:
 
     def finish(self) -> None:
         """The backward pass has done it."""
+
+
+def _mesh(device: torch.device, world_size: int, shard_size: int | None) -> DeviceMesh:
+    """All processes in a row, or groups that each hold everything: neighbours share a group, since they share a machine."""
+    if shard_size is None or shard_size == world_size:
+        return init_device_mesh(device.type, (world_size,))
+    if world_size % shard_size:
+        raise ConfigurationError(
+            f"distributed.shard_size is {shard_size}, and {world_size} processes cannot be divided into groups of so many; "
+            f"take a divisor of {world_size}"
+        )
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (world_size // shard_size, shard_size), mesh_dim_names=names)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -25,3 +29,21 @@ def cut_like(model: Tensor, values: Tensor) -> Tensor:
     assert isinstance(model, DTensor)
     # None: nothing is sent, since every rank has read the same file.
     return distribute_tensor(values.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Within the context every rank has all weights of a network that is cut up, and may call it as often as it likes.
+
+    All ranks must enter it. Weights must not be changed within it.
+    """
+    parts: list[Any] = [module for module in network.modules() if hasattr(module, "set_reshard_after_forward")]
+    try:
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
