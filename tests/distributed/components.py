@@ -143,6 +143,33 @@ class BadDisk(Injector):
         return {self.out: state[self.source]}
 
 
+class _ShortBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@LOSSES.register("toy_short")
+class Short(Loss):
+    """Mean square of its input; one rank has no memory for its gradient if there are too many samples."""
+
+    def __init__(self, *, in_: StateIn, above: int, rank: int) -> None:
+        super().__init__()
+        self.source = in_
+        self.above = above
+        self.rank = rank
+
+    def forward(self, state: State, context: Context) -> Tensor:
+        """A scalar."""
+        value = state[self.source].float().square().mean()
+        fails = len(context.positions) > self.above and int(os.environ.get("RANK", "0")) == self.rank
+        return _ShortBackward.apply(value) if fails else value
+
+
 @INJECTORS.register("toy_death")
 class Death(Injector):
     """Fails, sends its process a signal, or hangs, in one rank at one step; out = in."""

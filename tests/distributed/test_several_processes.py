@@ -95,6 +95,12 @@ NORMALISED = (
 BAD = (*RESUMED, "steps.generator.losses.bad={type: toy_bad_sample, in: gen, weight: 0.1, position: 30}")
 STOP = "steps.generator.injectors.stop={type: toy_death, in: noisy, out: stopped, at: 3, rank: 1, number: 15}"  # SIGTERM
 POLICIES = ("skip", "rollback")
+# The second process has no memory for more than two samples at a time, in the backward pass.
+SHORT = (
+    *FILES["gan"],
+    "train.micro_batch_size=auto",
+    "steps.generator.losses.short={type: toy_short, in: gen, weight: 0.1, above: 2, rank: 1}",
+)
 STRATEGIES = ("ddp", "fsdp")
 
 
@@ -160,6 +166,8 @@ def session(tmp_path_factory) -> Path:
         for policy in POLICIES:
             jobs[f"{policy}-{strategy}"] = (*BAD, chosen, f"train.health.non_finite={policy}")
     jobs["normalised"] = NORMALISED
+    jobs["short"] = SHORT
+    jobs["static"] = (*FILES["gan"], "distributed.static_graph=true")
     done = torchrun(folder, jobs)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
@@ -181,6 +189,25 @@ def test_micro_batches_in_one_and_in_two_processes_give_the_same(session, tmp_pa
         assert_alike(cut, session / f"cut-{strategy}", 8)
 
 
+def test_a_graph_that_stays_the_same_may_be_told_so(session, tmp_path):
+    text, *overrides = FILES["gan"]
+    assert_alike(alone(tmp_path, text, *overrides), session / "static", 8)
+
+
+def test_memory_that_runs_out_in_one_process_cuts_smaller_in_all(session, tmp_path):
+    one = alone(tmp_path, *SHORT)
+    short = session / "short"
+    for row, other in zip(rows(one, "train"), rows(short, "train"), strict=True):
+        assert (row.pop("micro_batch_size"), other.pop("micro_batch_size")) == (8, 2)
+        assert_same_figures(row, other)
+    tensors, others = (checkpoint_tensors(each / "checkpoints/8") for each in (one, short))
+    for key, value in tensors.items():
+        assert key.endswith("calls") or (value.double() - others[key].double()).abs().max() < 2e-6, key
+    log = (short / "train.log").read_text()
+    assert log.count("out of memory in step 'generator', another process") == 1
+    assert "gradients travel after the backward pass" in log
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_bad_sample_of_one_process_is_everybodys(session, tmp_path, policy):
     text, *overrides = BAD
@@ -198,7 +225,10 @@ def test_a_request_to_stop_that_one_process_gets_stops_both(session):
 
 
 def test_what_no_loss_reaches_is_named_and_stays(session):
-    for run, left in (("teacher-ddp", "generator.spare.bias, generator.spare.weight"), ("normalised", "normalised.norm.bias")):
+    for run, left in (
+        ("teacher-ddp", "generator.spare.weight, generator.spare.bias"),
+        ("normalised", "normalised.conv.weight"),
+    ):
         log = (session / run / "train.log").read_text()
         assert log.count("no loss that is on reaches") == log.count(left) > 0
     # A network whose first loss comes later is trained from then on.

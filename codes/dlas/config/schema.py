@@ -660,6 +660,14 @@ class DistributedConfig(Section):
     timeout: PositiveFloat = opt(1800.0, "seconds that a process waits for the others before the run ends")
     sync_batchnorm: bool = opt(False, "batch normalisation over the batch of all processes (GPUs only)")
     bucket_mb: PositiveFloat = opt(25.0, "ddp: gradients travel in pieces of this size while the backward pass goes on")
+    find_unused_parameters: bool = opt(
+        True,
+        "ddp: parameters may be without a gradient, always or at times (losses with gates, branches); looking for them costs a "
+        "walk through the graph in every iteration",
+    )
+    static_graph: bool = opt(
+        False, "ddp: every iteration does the same, so that what has no gradient is looked for only once; faster"
+    )
     shard_size: PositiveInt | None = opt(
         None, "fsdp: cut up among groups of so many processes, each group holds everything; by default among all"
     )

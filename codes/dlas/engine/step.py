@@ -172,8 +172,6 @@ class TrainingStep:
             if not is_out_of_memory(error):
                 raise
             shortage = StepOutOfMemoryError(self.name, self.doing, reason(error))
-        if self.updates(contexts[0].step):
-            self.exchange.finish()
         # Only here, behind the handler, are the frames gone that hold the activations of the failed attempt.
         if self.any_rank(shortage is not None):
             self.optimizer.zero_grad(set_to_none=True)
@@ -181,6 +179,8 @@ class TrainingStep:
             if self.balancer is not None:
                 self.balancer.norms = norms
             raise shortage or StepOutOfMemoryError(self.name, "another process", "it has no memory left")
+        if backpropagated:
+            self.exchange.finish()
         for part, entries in zip(parts, written, strict=True):
             part.state.update(entries)
         if self._measures_noise(contexts[0].step, parts) and backpropagated:
@@ -237,11 +237,11 @@ class TrainingStep:
     def _forward_backward(self, part: MicroBatch, context: Context, trains: bool) -> tuple[dict[str, Any], bool]:
         STAGE.enter("forward", self.name)
         state = State(part.state)
-        with self.precision.autocast():
-            for injector in self.injectors:
-                self.doing = f"injector '{injector.name}'"
-                state.update(injector(state, context))
-            total = self._total_loss(state, context, part.share) if trains else None
+        total: Tensor | None = None
+        if trains and self.updates(context.step):
+            total = self.exchange.forward(lambda: self._forward(state, context, part.share))
+        else:
+            self._inject(state, context)
         if total is not None:
             STAGE.enter("backward", self.name)
             if not total.requires_grad:
@@ -256,6 +256,19 @@ class TrainingStep:
                 self.guard.watch(total.detach())
             (total if self.scaler is None else self.scaler.scale(total)).backward()
         return {key: _detached(value) for key, value in state.items() if key not in part.state}, total is not None
+
+    def _inject(self, state: State, context: Context) -> None:
+        with self.precision.autocast():
+            for injector in self.injectors:
+                self.doing = f"injector '{injector.name}'"
+                state.update(injector(state, context))
+
+    def _forward(self, state: State, context: Context, share: float) -> Tensor:
+        with self.precision.autocast():  # around both: weights that were cast once serve the losses, too
+            self._inject(state, context)
+            total = self._total_loss(state, context, share)
+        assert total is not None, "a loss is on"
+        return total
 
     def _log(self, name: str, value: Tensor, weight: float | Tensor) -> None:
         self.meter.add(f"{self.name}/{name}", value, weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,6 +123,10 @@ class ShardedExchange:
         for network in self._networks:
             network.set_requires_gradient_sync(last)
         yield
+
+    def forward(self, run: Callable[[], Tensor]) -> Tensor:
+        """Networks are gathered as they run."""
+        return run()
 
     def finish(self) -> None:
         """The backward pass has done it."""

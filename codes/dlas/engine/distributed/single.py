@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +18,10 @@ class NoExchange:
         """Nothing more happens within it."""
         del last
         return nullcontext()
+
+    def forward(self, run: Callable[[], Tensor]) -> Tensor:
+        """It runs."""
+        return run()
 
     def finish(self) -> None:
         """There is nothing to finish."""

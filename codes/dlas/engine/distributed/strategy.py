@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -15,10 +15,16 @@ class GradientExchange(Protocol):
     """Makes the gradients of one step their mean over all ranks."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
-        """Forward and backward of a micro-batch run within it; only in the last one of a batch may gradients travel."""
+        """Forward and backward of a micro-batch run within it; only in the last one of a batch may gradients travel.
+
+        Where the step updates nothing there are no gradients, and this is all that is called.
+        """
+
+    def forward(self, run: Callable[[], Tensor]) -> Tensor:
+        """The total loss of a micro-batch: what `run` returns, which does all of its forward pass."""
 
     def finish(self) -> None:
-        """After the last backward pass, also after a failed one: returns when the gradients are those of the whole batch."""
+        """After the backward pass of the last micro-batch: returns when the gradients are those of the whole batch."""
 
 
 class Strategy(Protocol):
@@ -43,7 +49,7 @@ class Strategy(Protocol):
         """For a step that trains the parameters `named`."""
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether a flag is set on any rank after the backward passes of a step; of this one where others cannot be asked."""
+        """Whether a flag is set on any rank, before `finish`; of this one where others cannot be asked by then."""
 
     def share_buffers(self, modules: Iterable[nn.Module]) -> None:
         """Gives buffers that an iteration has changed (running statistics) the values that they have on rank 0."""
