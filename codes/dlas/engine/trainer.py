@@ -21,6 +21,7 @@ from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
 from dlas.engine.clock import Clock
+from dlas.engine.compiling import compile_networks
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, peak_memory_mb, seed_everything
@@ -100,6 +101,8 @@ class Trainer:
         self.networks = build_networks(config, self.device)
         trained = [name for section in config.steps.values() for name in section.trained]
         self.strategy.spread({name: self.networks[name] for name in trained})
+        if config.compile:
+            compile_networks(self.networks, self.strategy.whole)
         self.meter = Meter(self.ranks)
         self.steps = [
             TrainingStep(name, section, self.networks, self.precision, self.device, self.meter)
