@@ -9,7 +9,7 @@ from dlas.cli.file_arguments import add_file_arguments
 from dlas.config import load
 from dlas.errors import ConfigurationError
 
-_AXES = ("micro", "precision", "format", "workers")
+_AXES = ("micro", "precision", "format", "compile", "workers")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +25,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vary",
-        default=",".join(_AXES),
+        default=",".join(each for each in _AXES if each != "compile"),
         metavar="LIST",
-        help=f"what may change, of {', '.join(_AXES)} (all by default); another precision changes results a little",
+        help=f"what may change, of {', '.join(_AXES)} (all but compile by default, which may take minutes each time); another "
+        "precision changes results a little",
     )
     parser.add_argument("--rounds", type=int, default=8, help="times that each setting is measured (default 8)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a measurement (default 2)")

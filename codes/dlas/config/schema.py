@@ -703,6 +703,9 @@ class Config(Section):
         "fp32", "automatic mixed precision; auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
     )
     memory_format: Literal["contiguous", "channels_last"] = opt("contiguous", "memory layout of networks and images")
+    compile: bool = opt(
+        False, "compile the forward and backward pass of each network (torch.compile), which takes a while at first"
+    )
     deterministic: bool = opt(False, "refuse operations that give different bits in another run")
     tf32: bool = opt(True, "TensorFloat-32 for float32 products on GPUs that have it")
     cudnn_benchmark: bool = opt(True, "let cuDNN time its convolutions and keep the fastest")

@@ -20,6 +20,7 @@ from dlas.engine.averages import Averages
 from dlas.engine.best import BestFigures
 from dlas.engine.build import build_dataset, build_networks
 from dlas.engine.checkpoint_writer import CheckpointWriter
+from dlas.engine.compiling import compile_networks
 from dlas.engine.crash import CrashReporter
 from dlas.engine.cutting import Cutting
 from dlas.engine.device import apply_numeric_settings, choose_device, memory_format, seed_everything
@@ -102,6 +103,8 @@ class Trainer:
         self.networks = build_networks(config, self.device)
         trained = [name for section in config.steps.values() for name in section.trained]
         self.strategy.spread({name: self.networks[name] for name in trained})
+        if config.compile:
+            compile_networks(self.networks, self.strategy.whole)
         self.meter = Meter(self.ranks)
         self.steps = [
             TrainingStep(name, section, self.networks, self.precision, self.device, self.meter)
@@ -124,7 +127,8 @@ class Trainer:
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
-        self.work = Work() if config.logger.efficiency and self.strategy.whole else None
+        countable = self.strategy.whole and not config.compile
+        self.work = Work() if config.logger.efficiency and countable else None
         self.runner = IterationRunner(
             self.steps,
             self.networks,

@@ -102,7 +102,7 @@ def fused_adagrad(
     networks: Mapping[str, nn.Module],
     /,
     *,
-    lr: PositiveFloat = 1e-2,
+    lr: PositiveFloat,
     eps: PositiveFloat = 1e-10,
     weight_decay: NonNegativeFloat = 0.0,
     param_groups: dict[str, Any] | None = None,

@@ -48,7 +48,7 @@ def agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
         store.set(f"question/{rank}", question)
         store.wait([f"answer/{question}"], timeout)
         life = store.get(f"answer/{question}").decode()
-        store.set(f"heard/{life}/{rank}", b"")
+        store.set(f"heard/{life}/{rank}", "")
         return life
     life = uuid.uuid4().hex
     answered: set[str] = set()

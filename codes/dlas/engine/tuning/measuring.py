@@ -24,10 +24,12 @@ class Speed:
     Args:
         samples_per_second: data and all.
         peak_bytes: largest memory that tensors took on the GPU; None on a CPU, where this cannot be told from the rest.
+        start: seconds from the first iteration until it runs at this speed, beyond what these iterations take then: compiling.
     """
 
     samples_per_second: float
     peak_bytes: int | None
+    start: float = 0.0
 
 
 def measure(config: Config, device: torch.device, seconds: float, iteration: int) -> Speed | None:
@@ -58,9 +60,11 @@ def _measure(config: Config, device: torch.device, seconds: float, iteration: in
     trainer = Trainer(config)
     trainer.progress.step = iteration
     with trainer._loader() as loader:
-        for _ in range(2 + section.n_workers * section.prefetch_factor):
+        begun, warm = time.perf_counter(), 2 + section.n_workers * section.prefetch_factor
+        for _ in range(warm):
             trainer.iterate(next(loader))
         _wait_for(device)
+        begun = time.perf_counter() - begun
         start, before = time.perf_counter(), trainer.progress.samples
         count = 0
         while count < _FEWEST or time.perf_counter() - start < seconds:
@@ -69,7 +73,7 @@ def _measure(config: Config, device: torch.device, seconds: float, iteration: in
         _wait_for(device)
         taken = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    speed = Speed((trainer.progress.samples - before) / taken, peak)
+    speed = Speed((trainer.progress.samples - before) / taken, peak, max(begun - warm * taken / count, 0.0))
     del trainer, loader
     release_memory(device)
     return speed

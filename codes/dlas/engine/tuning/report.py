@@ -11,7 +11,11 @@ import yaml
 from dlas.engine.dryrun.report import size, table
 from dlas.engine.tuning.search import Row, Stage, Tuned
 
-_TITLES = {"numeric": "micro-batch, precision and memory format", "workers": "workers that read ahead"}
+_TITLES = {
+    "numeric": "micro-batch, precision and memory format",
+    "compile": "networks compiled (torch.compile)",
+    "workers": "workers that read ahead",
+}
 
 
 def render(found: Tuned, batch_size: int) -> str:
@@ -37,6 +41,7 @@ def _stage(stage: Stage, by_trial: bool) -> str:
         "micro-batch",
         "precision",
         "memory format",
+        "compiled",
         "workers",
         "samples/s",
         "times =",
@@ -51,7 +56,22 @@ def _stage(stage: Stage, by_trial: bool) -> str:
         "  > chosen, * no other is better in both median speed and memory, = what the others are compared with.\n"
         f"  samples/s: median; times =: median ratio of the rounds that both were measured in; interval: where the true\n"
         f"  median lies with a probability of {most.coverage:.0%} ({most.rounds} rounds; less with fewer)."
+        f"{_compiling(stage)}"
     )
+
+
+def _compiling(stage: Stage) -> str:
+    """What compiling takes; it is chosen where the run is faster for certain, and over earlier by more than that."""
+    lines = []
+    for row in stage.rows if stage.title == "compile" else []:
+        if row.failure:
+            lines.append(f"\n  Compiling fails: {row.failure}")
+        elif row.setting.compiled and row.speeds:
+            lines.append(
+                f"\n  Compiling takes {row.start:.1f} s at the start of a run (the longest of the rounds; torch keeps what it"
+                "\n  has compiled). It is chosen only if it is faster for certain and the run saves more time than that."
+            )
+    return "".join(lines)
 
 
 def _order(row: Row) -> tuple[float, float]:
@@ -63,9 +83,10 @@ def _cells(row: Row, stage: Stage) -> list[str]:
         (">" if row is stage.chosen else "") + ("*" if row in stage.pareto else "") + ("=" if row is stage.reference else "")
     )
     setting, memory = row.setting, size(row.memory) if row.memory is not None else "-"
-    cells = [marks, f"{setting.micro_batch}", setting.precision, setting.memory_format, f"{setting.n_workers}"]
+    cells = [marks, f"{setting.micro_batch}", setting.precision, setting.memory_format]
+    cells += ["yes" if setting.compiled else "no", f"{setting.n_workers}"]
     if row.against is None:
-        return [*cells, "-" if row.fits else "does not fit", "-", "-", memory, f"{len(row.speeds)}"]
+        return [*cells, "-" if row.fits else "fails" if row.failure else "does not fit", "-", "-", memory, f"{len(row.speeds)}"]
     interval = f"{row.against.low:.2f} .. {row.against.high:.2f}"
     speed = f"{statistics.median(row.speeds.values()):.4g}"
     return [*cells, speed, f"{row.against.median:.2f}", interval, memory, f"{len(row.speeds)}"]
@@ -75,6 +96,7 @@ def _choice(found: Tuned) -> str:
     first, reference, chosen = found.stages[0].rows[0], found.stages[0].reference, found.stages[0].chosen
     setting = found.setting
     words = f"{setting.precision}, {setting.memory_format}, micro-batches of {setting.micro_batch}, {setting.n_workers} workers"
+    words += ", compiled" if setting.compiled else ""
     if setting == first.setting:
         return f"Chosen: what the file says ({words})."
     ratio = chosen.against

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,13 @@ from dlas.engine.memory_advice import MARGIN, available_memory
 from dlas.engine.tuning.measuring import Speed, forecast, heaviest_iteration, measure
 from dlas.engine.tuning.ratios import Ratio, paired
 from dlas.engine.tuning.record import Record
-from dlas.engine.tuning.settings import AXES, Axis, Setting, numeric_settings, worker_settings
+from dlas.engine.tuning.settings import AXES, Axis, Setting, compile_settings, numeric_settings, worker_settings
 from dlas.errors import TrainingError
 
 _LOOKED_AT = 2  # rounds after which settings that are far behind are left alone
 _FAR_BEHIND = 0.8  # of the fastest one's speed
 _ALIKE = 0.97  # of the fastest one's speed: less memory is not worth more than that
+_LONGEST = 200  # characters of a reason
 _MOST = 64  # times the file's batch: larger micro-batches are not looked for
 
 Measure = Callable[[Config, torch.device, float, int], Speed | None]
@@ -55,6 +57,8 @@ class Row:
         memory: bytes; measured on a GPU, by the forecast elsewhere; None where that is not known.
         fits: it fits into the memory.
         against: its speed over that of the stage's reference.
+        start: most seconds that it took before it ran at this speed: of a compiled one, compiling.
+        failure: why it cannot be run at all.
     """
 
     setting: Setting
@@ -62,6 +66,8 @@ class Row:
     memory: int | None = None
     fits: bool = True
     against: Ratio | None = None
+    start: float = 0.0
+    failure: str = ""
 
 
 @dataclass
@@ -131,7 +137,10 @@ class _Search:
         batch_size = self.config.datasets["train"].batch_size
         largest, bounded = self._largest(batch_size)
         stages = [self._compare("numeric", numeric_settings(self.own, batch_size, self.device, self.plan.vary))]
-        workers = worker_settings(stages[0].chosen.setting, self.plan.vary)
+        compiled = compile_settings(stages[0].chosen.setting, self.plan.vary)
+        if len(compiled) > 1:
+            stages.append(self._compare("compile", compiled))
+        workers = worker_settings(stages[-1].chosen.setting, self.plan.vary)
         if len(workers) > 1:
             stages.append(self._compare("workers", workers))
         return Tuned(stages, largest, bounded, self.memory, self.by_trial, self.iteration)
@@ -185,12 +194,21 @@ class _Search:
         known = self.record.of(stage, setting.key)
         if str(number) in known["speeds"] or not known["fits"]:
             return
-        speed = self.measure(setting.applied(self.config), self.device, self.plan.seconds, self.iteration)
+        try:
+            speed = self.measure(setting.applied(self.config), self.device, self.plan.seconds, self.iteration)
+        except Exception as error:
+            if not setting.compiled or self.own.compiled:
+                raise
+            known["fits"], known["failure"] = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:_LONGEST]
+            self.say(f"{words}: cannot be compiled ({known['failure']})")
+            self.record.save()
+            return
         if speed is None or self._exceeds(speed.peak_bytes):
             known["fits"] = False
             self.say(f"{words}: {setting.key} does not fit")
         else:
             known["speeds"][str(number)] = speed.samples_per_second
+            known["start"] = max(known.get("start", 0.0), speed.start)
             if speed.peak_bytes is not None:
                 known["memory"] = max(known["memory"] or 0, speed.peak_bytes)
             self.say(f"{words}: {setting.key} {speed.samples_per_second:.4g} samples/s")
@@ -216,6 +234,7 @@ class _Search:
         for setting in settings:
             known = self.record.of(stage, setting.key)
             rows.append(Row(setting, self.record.speeds(stage, setting.key), known["memory"], known["fits"]))
+            rows[-1].start, rows[-1].failure = known.get("start", 0.0), known.get("failure", "")
         measured = [row for row in rows if row.speeds and row.fits]
         if not measured:
             raise TrainingError(
@@ -224,7 +243,19 @@ class _Search:
             )
         for row in measured:
             row.against = paired(row.speeds, measured[0].speeds)
-        return Stage(stage, rows, measured[0], choose(measured), pareto(measured))
+        chosen = self._worth_compiling(measured) if stage == "compile" else choose(measured)
+        return Stage(stage, rows, measured[0], chosen, pareto(measured))
+
+    def _worth_compiling(self, measured: list[Row]) -> Row:
+        """The compiled one, if it is faster for certain and saves more time over the run than compiling takes."""
+        eager = [row for row in measured if not row.setting.compiled]
+        compiled = [row for row in measured if row.setting.compiled]
+        if not eager or not compiled:
+            return measured[0]
+        assert self.config.train is not None
+        samples = self.config.train.niter * self.config.datasets["train"].batch_size
+        pays = pays_back(eager[0], compiled[0], samples)
+        return compiled[0] if pays and _faster(compiled[0], eager[0]) else eager[0]
 
 
 def tune(
@@ -252,6 +283,14 @@ def choose(rows: Sequence[Row]) -> Row:
     fastest = max(rows, key=_median)
     alike = [row for row in rows if not _faster(fastest, row) and _median(row) >= _ALIKE * _median(fastest)]
     return min(alike, key=lambda row: (row.memory or 0, row.setting.n_workers, -_median(row)))
+
+
+def pays_back(eager: Row, compiled: Row, samples: int) -> bool:
+    """Whether a run of so many samples is over earlier when it is compiled, the time of compiling included."""
+    slow, fast = (statistics.median(row.speeds.values()) for row in (eager, compiled))
+    ratio = paired(compiled.speeds, eager.speeds)
+    gain = ratio.median if ratio is not None else fast / slow
+    return samples / slow * (1 - 1 / gain) > compiled.start
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:

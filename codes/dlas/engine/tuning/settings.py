@@ -13,7 +13,7 @@ from dlas.config import Config
 from dlas.engine.cutting import Cutting
 from dlas.engine.precision import Precision, has_bf16
 
-Axis = Literal["micro", "precision", "format", "workers"]
+Axis = Literal["micro", "precision", "format", "compile", "workers"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 
@@ -26,12 +26,14 @@ class Setting:
         precision: fp32, bf16 or fp16.
         memory_format: contiguous or channels_last.
         n_workers: processes that read ahead.
+        compiled: networks are compiled.
     """
 
     micro_batch: int
     precision: str
     memory_format: str
     n_workers: int
+    compiled: bool = False
 
     @staticmethod
     def of(config: Config, device: torch.device) -> Setting:
@@ -39,7 +41,7 @@ class Setting:
         assert config.train is not None
         train = config.datasets["train"]
         size = Cutting.of(config.train).size(train.batch_size)
-        return Setting(size, Precision(config.precision, device).name, config.memory_format, train.n_workers)
+        return Setting(size, Precision(config.precision, device).name, config.memory_format, train.n_workers, config.compile)
 
     @property
     def key(self) -> str:
@@ -55,6 +57,7 @@ class Setting:
             config,
             precision=cast(Any, self.precision),
             memory_format=cast(Any, self.memory_format),
+            compile=self.compiled,
             datasets={**config.datasets, "train": train},
             train=replace(config.train, micro_batch_size=self.micro_batch, mega_batch_factor=1),
         )
@@ -64,6 +67,7 @@ class Setting:
         return {
             "precision": self.precision,
             "memory_format": self.memory_format,
+            "compile": self.compiled,
             "datasets": {"train": {"n_workers": self.n_workers}},
             "train": {"micro_batch_size": self.micro_batch, "mega_batch_factor": 1},
         }
@@ -89,8 +93,13 @@ def numeric_settings(own: Setting, batch_size: int, device: torch.device, vary: 
         precisions |= {"fp32", *(["bf16"] if has_bf16(device) else ["fp16"] if device.type == "cuda" else [])}
     if "format" in vary:
         formats |= {"contiguous", "channels_last"}
-    found = {Setting(s, p, f, own.n_workers) for s in sizes for p in precisions for f in formats}
+    found = {Setting(s, p, f, own.n_workers, own.compiled) for s in sizes for p in precisions for f in formats}
     return [own, *sorted(found - {own}, reverse=True)]
+
+
+def compile_settings(chosen: Setting, vary: Sequence[Axis]) -> list[Setting]:
+    """The chosen setting first, then the same with networks compiled, or not."""
+    return [chosen, *([replace(chosen, compiled=not chosen.compiled)] if "compile" in vary else [])]
 
 
 def worker_settings(chosen: Setting, vary: Sequence[Axis]) -> list[Setting]:
