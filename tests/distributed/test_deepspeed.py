@@ -15,6 +15,7 @@ from test_several_processes import AUTOREGRESSIVE, BAD, FILES, RESUMED, alone, a
 
 import toys
 from dlas.config import Config
+from dlas.config.schema import FreezeConfig
 from dlas.engine.distributed import Ranks, deepspeed
 from dlas.engine.distributed.create import create_strategy
 from dlas.engine.distributed.deepspeed_json import deepspeed_json
@@ -186,6 +187,11 @@ def test_a_network_belongs_to_one_engine(config, monkeypatch):
     strategy.exchange("one", named, optimizer, 0.0)
     with pytest.raises(ConfigurationError, match="steps 'one' and 'other' both train net"):
         strategy.exchange("other", named, optimizer, 0.0)
+    with pytest.raises(ConfigurationError, match=r"steps\.one\.optimizer: Adafactor cannot be had"):
+        strategy.exchange("one", named, torch.optim.Adafactor(network.parameters()), 0.0)
+    config.networks["generator"].freeze = {"all": FreezeConfig(match="")}
+    with pytest.raises(ConfigurationError, match=r"networks\.generator: parts that are frozen"):
+        strategy.spread({"generator": network})
 
 
 def test_the_extra_is_named_where_it_is_missing(config, monkeypatch):

@@ -23,6 +23,11 @@ from dlas.engine.distributed.zero_state import speak_of_parameters, speak_of_who
 from dlas.engine.precision import Precision
 from dlas.errors import ConfigurationError, MissingPackageError
 
+# Of others an update of flat pieces would be another one: they look at a parameter as a whole, or at its shape.
+_BY_NUMBER = frozenset(
+    ["Adam", "AdamW", "FusedAdam", "SGD", "RMSprop", "Adamax", "NAdam", "RAdam", "Adadelta", "ASGD", "Rprop"]
+)
+
 
 class ZeroSharded:
     """DeepSpeed's ZeRO, one engine for each step; see `Strategy`.
@@ -61,6 +66,11 @@ class ZeroSharded:
                     f"networks.{name} has layers whose first weights follow from the first batch, which DeepSpeed's masters of "
                     "the weights would not learn of; take 'strategy: ddp'"
                 )
+            if self.config.networks[name].freeze or getattr(network, "frozen_at_first", None):
+                raise ConfigurationError(
+                    f"networks.{name}: parts that are frozen for a while (`freeze`) cannot be had with 'strategy: deepspeed', "
+                    "which updates what has no gradient as well; take 'ddp' or 'fsdp'"
+                )
         broadcast(networks.values())
         self._networks = networks
 
@@ -68,8 +78,13 @@ class ZeroSharded:
         """Starts the step's engine.
 
         Raises:
-            ConfigurationError: another step trains one of its networks.
+            ConfigurationError: another step trains one of its networks, or its optimiser cannot update pieces.
         """
+        if type(optimizer).__name__ not in _BY_NUMBER:
+            raise ConfigurationError(
+                f"steps.{step}.optimizer: {type(optimizer).__name__} cannot be had with 'strategy: deepspeed', which updates "
+                f"flat pieces of parameters; there are {', '.join(sorted(_BY_NUMBER))}, and all with 'ddp'"
+            )
         names = list(dict.fromkeys(name.split(".", 1)[0] for name in named))
         for name in names:
             other = self._trained.setdefault(name, step)
