@@ -35,7 +35,7 @@ setup(
         "vision": ["torchvision>=0.21,<0.29"],
         "audio": ["soundfile>=0.12,<1"],  # what reads sound files
         "speech": ["tokenizers>=0.13,<1", "inflect>=7,<8", "Unidecode>=1.3,<2"],  # what reads texts
-        "deepspeed": ["deepspeed>=0.16,<0.20"],
+        "deepspeed": ["deepspeed>=0.19,<0.20"],
         "shards": ["zstandard>=0.22,<1"],  # to read MDS shards that are compressed by zstd; all others need nothing
         "lmdb": ["lmdb>=1.4,<4"],  # to read the databases that BasicSR writes
         "metrics": ["torchmetrics>=1.4,<2"],

@@ -13,6 +13,7 @@ import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
 from dlas.engine.distributed.ddp import DataParallel
+from dlas.engine.distributed.deepspeed_json import deepspeed_json
 from dlas.engine.distributed.fsdp import FullySharded
 from dlas.engine.distributed.launch import Launch, open_group
 from dlas.engine.encoding import encode_data_sets
@@ -121,8 +122,10 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     encode_data_sets(encoding)
     config.device = "cpu"
     open_group(config, Launch(address="127.0.0.1:0"))
+    optimizer = torch.optim.SGD([torch.zeros(1)])
     for strategy in DataParallel(config, torch.device("cpu")), FullySharded(config, torch.device("cpu")):
-        strategy.exchange("generator", {})
+        strategy.exchange("generator", {}, optimizer, 0.0)
+    deepspeed_json(config, "generator", 0.0, 1)
     torch.distributed.destroy_process_group()
     evaluation = "name: e\ndatasets:\n  val: {mode: toy_pairs}\n"
     path = tmp_path / "e.yml"

@@ -143,6 +143,19 @@ class BadDisk(Injector):
         return {self.out: state[self.source]}
 
 
+@INJECTORS.register("toy_tokens")
+class Tokens(Injector):
+    """out = 16 tokens of 8 from pictures: how bright their parts are."""
+
+    def __init__(self, *, in_: StateIn, out: StateOut) -> None:
+        self.source = in_
+        self.out = out
+
+    def __call__(self, state: State, context: Context) -> dict[str, Any]:
+        coarse = nn.functional.adaptive_avg_pool2d(state[self.source].mean(1), 4)
+        return {self.out: (8 * coarse).long().clamp(0, 7).flatten(1)}
+
+
 class _ShortBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -36,14 +36,18 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Linear(2, 2))
 
 
-def named(net: nn.Module) -> dict[str, Tensor]:
+def named(net: nn.Module) -> dict[str, nn.Parameter]:
     return {f"net.{name}": parameter for name, parameter in net.named_parameters()}
 
 
 def exchange(config: Config, net: nn.Module, **options: bool) -> DataParallelExchange:
     for name, value in options.items():
         setattr(config.distributed, name, value)
-    return DataParallel(config, torch.device("cpu")).exchange("generator", named(net))
+    return of_step(DataParallel(config, torch.device("cpu")), "generator", net)
+
+
+def of_step(strategy: DataParallel, step: str, net: nn.Module) -> DataParallelExchange:
+    return strategy.exchange(step, named(net), torch.optim.SGD(net.parameters()), 0.0)
 
 
 def backward(given: DataParallelExchange, losses: list, finish: bool = True, travels: bool = True) -> None:
@@ -157,14 +161,14 @@ def test_other_parameters_may_learn_from_some_iteration_on(config):
 def test_steps_that_train_the_same_share_what_watches_it(config):
     net = network()
     strategy = DataParallel(config, torch.device("cpu"))
-    one, other = (strategy.exchange(step, named(net)) for step in ("one", "other"))
+    one, other = (of_step(strategy, step, net) for step in ("one", "other"))
     backward(one, [lambda: net(X).mean()])
     net.zero_grad(set_to_none=True)
     backward(other, [lambda: net[0](X).mean()])
     assert net[2].weight.grad is None, "a gradient of another step counts"
     config.distributed.static_graph = True
     with pytest.raises(ConfigurationError, match=r"steps 'one' and 'third' both train net\.0\.weight"):
-        strategy.exchange("third", named(net))
+        of_step(strategy, "third", net)
 
 
 @pytest.mark.parametrize("option", ["train.mega_batch_factor=2", "train.micro_batch_size=auto", "train.noise_scale={}"])

@@ -70,10 +70,31 @@ steps:
 train: {niter: 8}
 logger: {print_freq: 3, save_checkpoint_freq: 3, tensorboard: false}
 """
+AUTOREGRESSIVE = """\
+name: autoregressive
+scale: 2
+datasets:
+  train: {mode: toy_pairs, batch_size: 8}
+networks:
+  prior: {which_model_G: token_transformer, vocabularies: [8], lengths: [16], channels: 8, depth: 2, num_heads: 2}
+steps:
+  prior:
+    training: prior
+    optimizer: adamw
+    optimizer_params: {lr: 1e-2, weight_decay: 0.1, eps: 1e-4}  # the bias of keys has no gradient but rounding
+    clip_grad_eps: 0.5
+    injectors:
+      tokens: {type: toy_tokens, in: hq, out: tokens}
+      logits: {type: generator, generator: prior, in: tokens, out: [logits]}
+    losses: {tokens: {type: token_cross_entropy, logits: logits, tokens: tokens, weight: 1}}
+train: {niter: 8, ema: {rate: 0.5}}
+logger: {print_freq: 3, save_checkpoint_freq: 3, tensorboard: false}
+"""
 FILES = {
     "psnr": (toys.PSNR, BATCH, "networks.generator.dropout=0"),
     "gan": (toys.GAN, BATCH),
     "diffusion": (DIFFUSION,),
+    "autoregressive": (AUTOREGRESSIVE,),
     "teacher": (TEACHER,),
     "contrastive": (
         TEACHER,

@@ -648,13 +648,27 @@ class CheckpointsConfig(Section):
 
 
 @dataclass(kw_only=True)
+class DeepSpeedConfig(Section):
+    """What DeepSpeed is told, beyond what follows from the rest of the file."""
+
+    stage: Literal[1, 2, 3] = opt(
+        2, "what is cut up among the processes: 1: optimiser states and masters of weights; 2: gradients, too; 3: weights, too"
+    )
+    offload_optimizer: bool = opt(False, "optimiser states lie in the host's memory, and updates are made there")
+    offload_param: bool = opt(False, "stage 3: weights lie in the host's memory while they are not used")
+    config: str | None = opt(None, "file with DeepSpeed's own JSON, whose entries go before those made of this file")
+    options: dict[str, Any] = opt({}, "entries of DeepSpeed's own JSON, which go before those of `config`")
+
+
+@dataclass(kw_only=True)
 class DistributedConfig(Section):
     """Training in several processes: `torchrun --nproc_per_node=N train.py -opt FILE`, one process for each GPU."""
 
-    strategy: Literal["none", "ddp", "fsdp"] | None = opt(
+    strategy: Literal["none", "ddp", "fsdp", "deepspeed"] | None = opt(
         None,
         "ddp: each process holds everything and takes its part of the batch (default with several processes); fsdp: weights, "
-        "gradients, optimiser states and averages are cut up among them, too; none: refuses to be started as several",
+        "gradients, optimiser states and averages are cut up among them, too; deepspeed: the same by DeepSpeed's ZeRO, in "
+        "stages; none: refuses to be started as several",
     )
     gpu_ids: list[NonNegativeInt] = opt([], "GPUs that the processes of a machine take, in order; all of them by default")
     timeout: PositiveFloat = opt(1800.0, "seconds that a process waits for the others before the run ends")
@@ -676,6 +690,7 @@ class DistributedConfig(Section):
         "fsdp: while it evaluates its share of a set, every process holds all weights; false: it evaluates the whole set, "
         "block by block, which takes less memory and longer",
     )
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig, metadata={"doc": "`strategy: deepspeed`"})
     gather_dtype: Literal["fp32", "bf16"] = opt("fp32", "fsdp: type of numbers in which weights travel and are computed with")
 
 
@@ -757,7 +772,7 @@ SECTIONS: dict[str, type[Section]] = {
         DatasetConfig, FreezeConfig, SwitchedConfig, LoraConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig,
         HealthConfig, BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig,
         CrashBundlesConfig, BatchSizeOptimizerConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig, ProfileConfig,
-        KeepBestConfig, CheckpointsConfig, PathConfig, DistributedConfig, Config,
+        KeepBestConfig, CheckpointsConfig, PathConfig, DeepSpeedConfig, DistributedConfig, Config,
     )
 }  # fmt: skip
 

@@ -35,7 +35,9 @@ def equip(
     if measured is not None:
         _check_noise_scale(cutting.automatic or cutting.count(batch_size // strategy.ranks.world_size) > 1, strategy)
     if gathered is not None and not strategy.whole:
-        raise ConfigurationError("train.batch_size_optimizer cannot be had with 'strategy: fsdp'; take 'ddp' or remove it")
+        raise ConfigurationError(
+            "train.batch_size_optimizer cannot be had with 'strategy: fsdp' or 'deepspeed'; take 'ddp' or remove it"
+        )
     if gathered is not None and gathered.type == "noise_scale" and measured is None:
         raise ConfigurationError(
             "train.batch_size_optimizer: 'type: noise_scale' goes by a measurement; write 'train.noise_scale: {}', too"
@@ -59,8 +61,8 @@ def equip(
 def _check_noise_scale(several_parts: bool, strategy: Strategy) -> None:
     if not strategy.whole:
         raise ConfigurationError(
-            "train.noise_scale cannot be had with 'strategy: fsdp': no process has the gradient of its own part of the batch "
-            "there; take 'ddp' or remove it"
+            "train.noise_scale cannot be had with 'strategy: fsdp' or 'deepspeed': no process has the gradient of its own part "
+            "of the batch there; take 'ddp' or remove it"
         )
     if not strategy.ranks.many and not several_parts:
         raise ConfigurationError(

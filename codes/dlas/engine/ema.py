@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dlas.engine.distributed.tensors import cut_like
+from dlas.engine.distributed.tensors import cut_like, kept, whole_like, whole_shape
 from dlas.engine.ema_profiles import Profile, constant
 from dlas.errors import CheckpointError
 
@@ -27,7 +27,7 @@ class _Slot(NamedTuple):
     def tensor(self) -> Tensor:
         tensor = self.holder[self.key]
         assert tensor is not None
-        return tensor.detach()
+        return kept(tensor).detach()
 
 
 class ModelEma:
@@ -135,7 +135,7 @@ class ModelEma:
         """
         averages = self._by_tensor()
         return {
-            name: averages[id(value)].clone() if id(value) in averages else value
+            name: whole_like(value, averages[id(value)].clone()) if id(value) in averages else value
             for name, value in self.network.state_dict(keep_vars=True).items()
         }
 
@@ -148,20 +148,20 @@ class ModelEma:
         """
         averages = self._by_tensor()
         targets = {
-            name: averages[id(value)]
+            name: (value, averages[id(value)])
             for name, value in self.network.state_dict(keep_vars=True).items()
             if id(value) in averages
         }
         missing = [name for name in targets if name not in state]
-        wrong = [name for name, target in targets.items() if name in state and state[name].shape != target.shape]
+        wrong = [name for name, (own, _) in targets.items() if name in state and state[name].shape != whole_shape(own)]
         if missing or wrong:
             found = f"{len(missing)} entries are missing" if missing else f"{len(wrong)} entries have another shape"
             raise CheckpointError(
                 f"the averaged weights do not fit the network: {found} ({', '.join((missing or wrong)[:3])}, ...); "
                 "they belong to a network with other options"
             )
-        for name, target in targets.items():
-            target.copy_(cut_like(target, state[name]))
+        for name, (own, target) in targets.items():
+            target.copy_(cut_like(own, state[name]))
 
     def _by_tensor(self) -> dict[int, Tensor]:
         # By identity and not by name: a network may give its entries other names in its state dict.

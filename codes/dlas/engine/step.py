@@ -254,7 +254,7 @@ class TrainingStep:
                 total = total * part.share
             if self.guard is not None:
                 self.guard.watch(total.detach())
-            (total if self.scaler is None else self.scaler.scale(total)).backward()
+            self.exchange.backward(total if self.scaler is None else self.scaler.scale(total))
         return {key: _detached(value) for key, value in state.items() if key not in part.state}, total is not None
 
     def _inject(self, state: State, context: Context) -> None:
@@ -299,6 +299,13 @@ class TrainingStep:
     def _update(self, log_gradients: bool) -> None:
         STAGE.enter("optimizer", self.name)
         guard = self.guard
+        update = self.exchange.update()
+        if update is not None:
+            if self.clip_norm or log_gradients:
+                self.meter.add(f"{self.name}/grad_norm", torch.tensor(update.norm))
+            if guard is not None:
+                guard.take(update.made)
+            return
         if self.scaler is not None and (self.clip_norm or log_gradients or guard is not None):
             self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]

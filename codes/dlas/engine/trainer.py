@@ -111,7 +111,7 @@ class Trainer:
             for name, section in config.steps.items()
         ]
         for step, section in zip(self.steps, config.steps.values(), strict=True):
-            step.exchange = self.strategy.exchange(step.name, step.named_parameters())
+            step.exchange = self.strategy.exchange(step.name, step.named_parameters(), step.optimizer, step.clip_norm)
             step.any_rank = self.strategy.any_rank
             self._set_schedule(step, section)
             for each in step.losses:

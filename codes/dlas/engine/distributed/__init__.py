@@ -2,6 +2,6 @@
 
 from dlas.engine.distributed.ranks import Ranks
 from dlas.engine.distributed.single import NoExchange, Single
-from dlas.engine.distributed.strategy import GradientExchange, Strategy
+from dlas.engine.distributed.strategy import GradientExchange, Strategy, Update
 
-__all__ = ["GradientExchange", "NoExchange", "Ranks", "Single", "Strategy"]
+__all__ = ["GradientExchange", "NoExchange", "Ranks", "Single", "Strategy", "Update"]

@@ -34,6 +34,10 @@ def create_strategy(config: Config, device: torch.device) -> Strategy:
         from dlas.engine.distributed.fsdp import FullySharded
 
         return FullySharded(config, device)
+    if config.distributed.strategy == "deepspeed":
+        from dlas.engine.distributed.deepspeed import ZeroSharded
+
+        return ZeroSharded(config, device)
     from dlas.engine.distributed.ddp import DataParallel
 
     return DataParallel(config, device)

@@ -6,16 +6,18 @@ import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from dlas.config import Config
 from dlas.engine.distributed.buffers import BufferSharing, broadcast
 from dlas.engine.distributed.ranks import Ranks
+from dlas.engine.distributed.single import NoExchange
 from dlas.errors import ConfigurationError, TrainingError
 from dlas.observe.console import LOGGER
 
@@ -45,7 +47,8 @@ class DataParallel:
         if self.section.static_graph and (train.mega_batch_factor > 1 or train.micro_batch_size or train.noise_scale):
             raise ConfigurationError(
                 "distributed.static_graph: torch counts gradients in every backward pass then, and loses count where some do "
-                "not travel: it cannot be had with train.mega_batch_factor, train.micro_batch_size or train.noise_scale; remove it"
+                "not travel: it cannot be had with train.mega_batch_factor, train.micro_batch_size or train.noise_scale; "
+                "remove it"
             )
         self.ranks = self.evaluating = Ranks.current()
         self.whole = True
@@ -62,12 +65,15 @@ class DataParallel:
                 nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place; the names of its state dict stay
         broadcast(networks.values())
 
-    def exchange(self, step: str, named: Mapping[str, Tensor]) -> DataParallelExchange:
+    def exchange(
+        self, step: str, named: Mapping[str, nn.Parameter], optimizer: Optimizer, clip_norm: float
+    ) -> DataParallelExchange:
         """See `DataParallelExchange`.
 
         Raises:
             ConfigurationError: `static_graph` is on, and two steps train one network.
         """
+        del optimizer, clip_norm
         for name, parameter in named.items():
             other = self._claimed.setdefault(id(parameter), step)
             if other != step and self.section.static_graph:
@@ -123,7 +129,7 @@ class _Trained(nn.Module):
         return run()
 
 
-class DataParallelExchange:
+class DataParallelExchange(NoExchange):
     """Averages the gradients of a step over all ranks; see `GradientExchange`.
 
     `DistributedDataParallel` watches parameters, not calls: around a module that holds the parameters of the step and whose
@@ -145,7 +151,7 @@ class DataParallelExchange:
     def __init__(
         self,
         step: str,
-        named: Mapping[str, Tensor],
+        named: Mapping[str, nn.Parameter],
         wrap: Callable[[list[nn.Parameter]], DistributedDataParallel],
         static: bool,
         late: bool,
@@ -167,7 +173,7 @@ class DataParallelExchange:
             if self._wrapper is not None:
                 self._wrapper = None
                 gc.collect()  # its hooks and buckets live in reference cycles
-            self._wrapper = self._wrap([cast(nn.Parameter, self._named[name]) for name in learning])
+            self._wrapper = self._wrap([self._named[name] for name in learning])
             self._learning, self._constant = learning, None
         return self._wrapper
 

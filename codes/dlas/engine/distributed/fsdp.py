@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
 
 from dlas.config import Config
 from dlas.engine.distributed.buffers import BufferSharing, broadcast
+from dlas.engine.distributed.methods import called_methods
 from dlas.engine.distributed.ranks import Ranks
+from dlas.engine.distributed.single import NoExchange
 from dlas.engine.distributed.tensors import cut_like, whole
 from dlas.errors import ConfigurationError
 
@@ -55,7 +58,7 @@ class FullySharded:
         self.ranks = Ranks.current()
         self.evaluating = self.ranks if together else Ranks()
         self.whole = False
-        self._methods = _methods(config)
+        self._methods = called_methods(config)
         self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
         compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
         # Inputs stay what they are: a timestep in 16 bits would be another one. Autocast sees to products.
@@ -79,9 +82,9 @@ class FullySharded:
         # The whole is given back after each forward pass, too: between passes everything sees the parts.
         fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy)
 
-    def exchange(self, step: str, named: Mapping[str, Tensor]) -> ShardedExchange:
+    def exchange(self, step: str, named: Mapping[str, nn.Parameter], optimizer: Optimizer, clip_norm: float) -> ShardedExchange:
         """Gradients are cut up and averaged by the networks themselves."""
-        del step
+        del step, optimizer, clip_norm
         trained = dict.fromkeys(name.split(".", 1)[0] for name in named)
         return ShardedExchange([self._networks[name] for name in trained])
 
@@ -107,7 +110,7 @@ class FullySharded:
         return state
 
 
-class ShardedExchange:
+class ShardedExchange(NoExchange):
     """Gradients travel at the last micro-batch only; see `GradientExchange`.
 
     Args:
@@ -123,13 +126,6 @@ class ShardedExchange:
         for network in self._networks:
             network.set_requires_gradient_sync(last)
         yield
-
-    def forward(self, run: Callable[[], Tensor]) -> Tensor:
-        """Networks are gathered as they run."""
-        return run()
-
-    def finish(self) -> None:
-        """The backward pass has done it."""
 
 
 def _mesh(device: torch.device, world_size: int, shard_size: int | None) -> DeviceMesh:
@@ -169,17 +165,6 @@ def _find_blocks(module: nn.Module, found: list[nn.Module]) -> None:
 def _repeats(container: nn.Module) -> bool:
     members = [each for each in container.children() if any(True for _ in each.parameters())]
     return len(members) > 1 and len({type(each) for each in members}) == 1 and any(True for _ in members[0].children())
-
-
-def _methods(config: Config) -> dict[str, set[str]]:
-    """Methods other than `forward` by which injectors call networks."""
-    found: dict[str, set[str]] = {}
-    sections = [each for step in config.steps.values() for each in step.injectors.values()]
-    for section in (*sections, *(each for _, each in config.evaluation_injectors())):
-        method = section.options.get("method")
-        if isinstance(method, str):
-            found.setdefault(str(section.options.get("generator")), set()).add(method)
-    return found
 
 
 def _cut_up(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

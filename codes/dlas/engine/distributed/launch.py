@@ -144,7 +144,8 @@ def open_group(config: Config, launch: Launch) -> None:
     """Joins the other processes; `config.device` becomes this process's own."""
     if config.distributed.strategy == "none":
         raise ConfigurationError(
-            f"distributed.strategy is none, and {launch.world_size} processes were started; write 'ddp' or 'fsdp', or start one"
+            f"distributed.strategy is none, and {launch.world_size} processes were started; write 'ddp', 'fsdp' or "
+            "'deepspeed', or start one"
         )
     config.device = local_device(config, launch.local_rank)
     device = torch.device(config.device)

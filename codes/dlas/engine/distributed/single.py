@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dlas.engine.distributed.ranks import Ranks
 
@@ -23,8 +24,15 @@ class NoExchange:
         """It runs."""
         return run()
 
+    def backward(self, loss: Tensor) -> None:
+        """Autograd's."""
+        loss.backward()
+
     def finish(self) -> None:
         """There is nothing to finish."""
+
+    def update(self) -> None:
+        """It is the step's."""
 
 
 class Single:
@@ -37,9 +45,9 @@ class Single:
     def spread(self, networks: Mapping[str, nn.Module]) -> None:
         """They stay as they are."""
 
-    def exchange(self, step: str, named: Mapping[str, Tensor]) -> NoExchange:
+    def exchange(self, step: str, named: Mapping[str, nn.Parameter], optimizer: Optimizer, clip_norm: float) -> NoExchange:
         """None is needed."""
-        del step, named
+        del step, named, optimizer, clip_norm
         return NoExchange()
 
     def any_rank(self, flag: bool) -> bool:

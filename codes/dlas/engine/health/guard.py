@@ -108,6 +108,12 @@ class UpdateGuard:
         if self.scaler is not None:
             self.scaler.update()
 
+    def take(self, made: bool) -> None:
+        """Takes an update that was made, or held back for a gradient that is not finite, by others: on all ranks alike."""
+        assert self._loss is not None and self.latch is None
+        self.code = GOOD if made else LOSS if self.ranks.any(not bool(self._loss.isfinite())) else GRADIENT
+        self.held = not made
+
     def _flags(self, gradients: Sequence[Tensor]) -> Tensor:
         """(verdict, whether a gradient overflowed)."""
         assert self._loss is not None

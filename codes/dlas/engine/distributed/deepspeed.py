@@ -1,0 +1,230 @@
+"""Optimiser states, gradients and weights are cut up among the processes by DeepSpeed's ZeRO."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dlas.config import Config
+from dlas.engine.distributed.buffers import BufferSharing, broadcast
+from dlas.engine.distributed.deepspeed_json import deepspeed_json
+from dlas.engine.distributed.methods import called_methods
+from dlas.engine.distributed.ranks import Ranks
+from dlas.engine.distributed.strategy import Update
+from dlas.engine.distributed.zero_state import speak_of_parameters, speak_of_whole_weights
+from dlas.engine.precision import Precision
+from dlas.errors import ConfigurationError, MissingPackageError
+
+# Of others an update of flat pieces would be another one: they look at a parameter as a whole, or at its shape.
+_BY_NUMBER = frozenset(
+    ["Adam", "AdamW", "FusedAdam", "SGD", "RMSprop", "Adamax", "NAdam", "RAdam", "Adadelta", "ASGD", "Rprop"]
+)
+
+
+class ZeroSharded:
+    """DeepSpeed's ZeRO, one engine for each step; see `Strategy`.
+
+    An engine is wrapped around a module that holds the networks of the step and whose forward pass is the step's, so it clips
+    the gradient of all of them together, by the step's own optimiser. With stage 3 every process evaluates the whole set:
+    weights are gathered by all processes together, which must therefore run equally often.
+
+    Args:
+        config: of the run.
+        device: of this process.
+
+    Raises:
+        ConfigurationError: the file asks for what DeepSpeed's engines cannot do.
+        MissingPackageError: DeepSpeed is not installed.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.section = config.distributed.deepspeed
+        _refuse(config, device)
+        self._deepspeed = _import(device)
+        self.ranks = Ranks.current()
+        self.evaluating = Ranks() if self.section.stage == 3 else self.ranks
+        self.whole = False
+        self._networks: Mapping[str, nn.Module] = {}
+        self._trained: dict[str, str] = {}  # by network: the step that trains it
+        self._buffers = BufferSharing()
+
+    def spread(self, networks: Mapping[str, nn.Module]) -> None:
+        """All ranks get rank 0's values; they are cut up when the optimiser is there."""
+        for name, network in networks.items():
+            if any(hasattr(each, "awaits_batch") for each in network.modules()):
+                raise ConfigurationError(
+                    f"networks.{name} has layers whose first weights follow from the first batch, which DeepSpeed's masters of "
+                    "the weights would not learn of; take 'strategy: ddp'"
+                )
+            if self.config.networks[name].freeze or getattr(network, "frozen_at_first", None):
+                raise ConfigurationError(
+                    f"networks.{name}: parts that are frozen for a while (`freeze`) cannot be had with 'strategy: deepspeed', "
+                    "which updates what has no gradient as well; take 'ddp' or 'fsdp'"
+                )
+        broadcast(networks.values())
+        self._networks = networks
+
+    def exchange(self, step: str, named: Mapping[str, nn.Parameter], optimizer: Optimizer, clip_norm: float) -> ZeroExchange:
+        """Starts the step's engine.
+
+        Raises:
+            ConfigurationError: another step trains one of its networks, or its optimiser cannot update pieces.
+        """
+        if type(optimizer).__name__ not in _BY_NUMBER:
+            raise ConfigurationError(
+                f"steps.{step}.optimizer: {type(optimizer).__name__} cannot be had with 'strategy: deepspeed', which updates "
+                f"flat pieces of parameters; there are {', '.join(sorted(_BY_NUMBER))}, and all with 'ddp'"
+            )
+        names = list(dict.fromkeys(name.split(".", 1)[0] for name in named))
+        for name in names:
+            other = self._trained.setdefault(name, step)
+            if other != step:
+                raise ConfigurationError(
+                    f"steps '{other}' and '{step}' both train {name}: with 'strategy: deepspeed' a network belongs to one "
+                    "step's engine; take 'ddp' or 'fsdp'"
+                )
+        groups = [list(group["params"]) for group in optimizer.param_groups]
+        options = deepspeed_json(self.config, step, clip_norm, self.ranks.world_size)
+        with _local_rank(self.device):
+            engine = self._deepspeed.initialize(
+                model=_Step({name: self._networks[name] for name in names}),
+                optimizer=optimizer,
+                config=options,
+                dist_init_required=False,
+            )[0]
+        speak_of_parameters(optimizer, groups, engine.optimizer, self.ranks)
+        for name in names:
+            speak_of_whole_weights(self._networks[name], engine.optimizer, self.ranks)
+        return ZeroExchange(engine)
+
+    def any_rank(self, flag: bool) -> bool:
+        """The flag of this process: others wait within a backward pass for one that failed there, until it ends."""
+        return flag
+
+    def share_buffers(self, modules: Iterable[nn.Module]) -> None:
+        """See `BufferSharing`; buffers are not cut up."""
+        self._buffers.share(modules)
+
+    def gathered(self, state: Any) -> Any:
+        """State dicts of networks, averages and optimisers give whole tensors by themselves."""
+        return state
+
+
+class ZeroExchange:
+    """One step's engine; see `GradientExchange`.
+
+    DeepSpeed leaves an update out when the gradient is not finite on any rank. A loss that is not finite shall count as one.
+
+    Args:
+        engine: of DeepSpeed.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """See `GradientExchange`. Stages 2 and 3 send the gradients of every micro-batch."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def forward(self, run: Callable[[], Tensor]) -> Tensor:
+        """See `GradientExchange`."""
+        total: Tensor = self.engine(run)
+        return total
+
+    def backward(self, loss: Tensor) -> None:
+        """See `GradientExchange`."""
+        sound = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        self.engine.backward(loss * sound, scale_wrt_gas=False)
+
+    def finish(self) -> None:
+        """The backward pass has done it."""
+
+    def update(self) -> Update:
+        """See `GradientExchange`."""
+        self.engine.step()
+        return Update(bool(self.engine.was_step_applied()), float(self.engine.get_global_grad_norm()))
+
+
+class _Step(nn.Module):
+    """Holds the networks that a step trains. Its forward pass is what the step does, which calls them as it likes."""
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, run: Callable[[], Tensor]) -> Tensor:
+        """The total loss."""
+        return run()
+
+
+def _refuse(config: Config, device: torch.device) -> None:
+    assert config.train is not None, "only training is spread"
+    stage = config.distributed.deepspeed.stage
+    head = "cannot be had with distributed.strategy: deepspeed"
+    if config.train.micro_batch_size == "auto":
+        raise ConfigurationError(f"train.micro_batch_size: auto {head}: processes cannot try again alone; write a number")
+    if config.distributed.sync_batchnorm:
+        raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
+    if config.distributed.gather_dtype != "fp32":
+        raise ConfigurationError("distributed.gather_dtype is for 'strategy: fsdp'; remove it, or take 'fsdp'")
+    if Precision(config.precision, device).name == "fp16":
+        raise ConfigurationError(f"precision: fp16 {head}: take bf16 or fp32")
+    for name, section in config.steps.items():
+        if (section.health or config.train.health).spike != "off":
+            raise ConfigurationError(
+                f"health.spike of step '{name}' {head}: it makes updates by itself; write 'spike: \"off\"'"
+            )
+        if stage == 3 and section.balance is not None:
+            raise ConfigurationError(f"steps.{name}.balance {head} and stage 3: it goes back through a network twice; take 2")
+    if stage != 3:
+        return
+    if config.eval.tile == "auto":
+        raise ConfigurationError(f"eval.tile: auto {head} and stage 3: processes must cut alike; write a number")
+    trained = {name for section in config.steps.values() for name in section.trained}
+    for name, methods in called_methods(config).items():
+        if name in trained:
+            raise ConfigurationError(
+                f"an injector calls {sorted(methods)[0]} of {name}: with stage 3 of DeepSpeed weights come together only for "
+                "`forward`; take 'deepspeed: {stage: 2}' or 'strategy: fsdp'"
+            )
+
+
+def _import(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        package = importlib.import_module("deepspeed")
+        operations = importlib.import_module("deepspeed.ops")
+    except ImportError as error:
+        raise MissingPackageError("deepspeed", "distributed.strategy: deepspeed", "deepspeed") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import sets another one
+    if device.type == "cpu":
+        # A faster sum over processes on one machine, which would be compiled at every first start.
+        operations.__compatible_ops__["deepspeed_shm_comm"] = False
+    return package
+
+
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """DeepSpeed takes the GPU of this number, whatever torch was told."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before

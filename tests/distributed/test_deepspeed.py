@@ -1,0 +1,201 @@
+"""DeepSpeed's ZeRO in two processes gives what one process gives without it, and goes on from its checkpoints."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import components  # noqa: F401
+import pytest
+import torch
+from test_several_processes import AUTOREGRESSIVE, BAD, FILES, RESUMED, alone, assert_alike, assert_same_figures, torchrun
+
+import toys
+from dlas.config import Config
+from dlas.config.schema import FreezeConfig
+from dlas.engine.distributed import Ranks, deepspeed
+from dlas.engine.distributed.create import create_strategy
+from dlas.engine.distributed.deepspeed_json import deepspeed_json
+from dlas.errors import ConfigurationError, MissingPackageError
+from runs import checkpoint_tensors, configure, rows
+
+installed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+STAGES = (1, 2, 3)
+# Of a network without an unused branch, since DeepSpeed updates what has no gradient as well.
+PLAIN = "networks.generator={which_model_G: ToyGenerator}"
+SAME = {name: (*file, PLAIN) if name in ("teacher", "contrastive") else file for name, file in FILES.items()}
+OFFLOADED = (AUTOREGRESSIVE, "distributed.deepspeed.offload_optimizer=true")
+
+
+def zero(stage: int) -> tuple[str, str]:
+    return "distributed.strategy=deepspeed", f"distributed.deepspeed.stage={stage}"
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory) -> Path:
+    """The folder of runs that two processes have made."""
+    folder = tmp_path_factory.mktemp("session")
+    jobs: dict[str, tuple[str, ...]] = {}
+    for stage in STAGES:
+        jobs |= {f"{name}-{stage}": (*file, *zero(stage)) for name, file in SAME.items()}
+        jobs[f"cut-{stage}"] = (*FILES["gan"], *zero(stage), "train.mega_batch_factor=2")
+        alone(folder, *RESUMED, f"name=resumed-{stage}", "train.niter=3")
+        jobs[f"resumed-{stage}"] = (*RESUMED, *zero(stage), "train.niter=5")
+    for stage in (2, 3):
+        jobs[f"offloaded-{stage}"] = (*OFFLOADED, *zero(stage))
+        jobs[f"skip-{stage}"] = (*BAD, *zero(stage), "train.health.non_finite=skip")
+    jobs["rollback-2"] = (*BAD, *zero(2), "train.health.non_finite=rollback")
+    jobs["offloaded-3"] += ("distributed.deepspeed.offload_param=true",)
+    jobs["bf16-2"] = (*FILES["psnr"], *zero(2), "precision=bf16")
+    done = torchrun(folder, jobs)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@installed
+@pytest.mark.parametrize("name", SAME)
+def test_two_processes_give_what_one_gives(session, tmp_path, name):
+    one = alone(tmp_path, *SAME[name])
+    others = [f"{name}-{stage}" for stage in STAGES]
+    if name == "gan":
+        others += [f"cut-{stage}" for stage in STAGES]
+    if name == "autoregressive":
+        others += [f"offloaded-{stage}" for stage in (2, 3)]
+    for other in others:
+        assert_alike(one, session / other, 8)
+
+
+@installed
+def test_a_run_goes_on_with_another_strategy_and_back(session, tmp_path):
+    whole = alone(tmp_path, *RESUMED)
+    for stage in STAGES:
+        resumed = alone(session, *RESUMED, f"name=resumed-{stage}")  # three steps in one process, two in two, three in one
+        for key, value in checkpoint_tensors(whole / "checkpoints/8").items():
+            other = checkpoint_tensors(resumed / "checkpoints/8")[key]
+            assert key.endswith("calls") or (value.double() - other.double()).abs().max() < 2e-6, key
+        assert_same_figures(rows(whole, "train")[-1], rows(resumed, "train")[-1])
+
+
+@installed
+@pytest.mark.parametrize(("policy", "stages"), [("skip", (2, 3)), ("rollback", (2,))])
+def test_a_bad_sample_of_one_process_is_everybodys(session, tmp_path, policy, stages):
+    one = alone(tmp_path, *BAD, f"train.health.non_finite={policy}")
+    for stage in stages:
+        assert_alike(one, session / f"{policy}-{stage}", 8)
+
+
+@installed
+def test_bf16_computes_in_16_bits_and_keeps_32(session, tmp_path):
+    one = alone(tmp_path, *FILES["psnr"], "precision=bf16")
+    losses, others = (rows(run, "train")[-1]["generator/pix"] for run in (one, session / "bf16-2"))
+    assert losses == pytest.approx(others, rel=1e-2)
+    weights = checkpoint_tensors(session / "bf16-2/checkpoints/8")
+    assert weights["generator.safetensors:first.weight"].dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------- without DeepSpeed, in one process
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return configure(tmp_path, toys.PSNR, *zero(2), "datasets.train.batch_size=8", "train.mega_batch_factor=2")
+
+
+def test_its_json_follows_from_the_file(config):
+    config.distributed.deepspeed.offload_optimizer = True
+    made = deepspeed_json(config, "generator", 0.5, world_size=2)
+    assert made["train_micro_batch_size_per_gpu"] == 4 and made["gradient_accumulation_steps"] == 1
+    assert made["gradient_clipping"] == 0.5
+    assert made["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+
+
+def test_the_users_own_json_goes_before(config, tmp_path):
+    file = tmp_path / "ds.json"
+    theirs = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": "auto",
+        "fp16": {"enabled": False},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True},
+        "wall_clock_breakdown": True,
+    }
+    file.write_text(json.dumps(theirs))
+    config.distributed.deepspeed.config = str(file)
+    config.distributed.deepspeed.options = {"zero_optimization": {"overlap_comm": False}}
+    made = deepspeed_json(config, "generator", 0.0, world_size=2)
+    assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": False}
+    assert made["train_micro_batch_size_per_gpu"] == 4 and made["wall_clock_breakdown"] is True
+    assert "fp16" not in made and "train_batch_size" not in made
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"train_batch_size": 16}, r"train_batch_size is 16, .* it is 8. Its place is datasets\.train\.batch_size"),
+        ({"gradient_accumulation_steps": 3}, r"is 3, .* it is 2. Its place is train\.mega_batch_factor"),
+        ({"gradient_clipping": 1.0}, r"is 1\.0, .* it is 0\.5. Its place is steps\.generator\.clip_grad_eps"),
+        ({"zero_optimization": {"stage": 3}}, r"stage is 3, .* it is 2. Its place is distributed\.deepspeed\.stage"),
+        ({"optimizer": {"type": "Adam"}}, r"'optimizer' is not taken .* its place is steps\.<name>\.optimizer"),
+        ({"fp16": {"enabled": True}}, r"'fp16' is not taken .* take bf16"),
+    ],
+)
+def test_what_says_two_things_is_refused(config, entries, match):
+    config.distributed.deepspeed.options = entries
+    with pytest.raises(ConfigurationError, match=match):
+        deepspeed_json(config, "generator", 0.5, world_size=2)
+
+
+def test_a_json_that_cannot_be_read_is_named(config, tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text("{")
+    config.distributed.deepspeed.config = str(file)
+    with pytest.raises(ConfigurationError, match=r"ds\.json cannot be read"):
+        deepspeed_json(config, "generator", 0.0, world_size=2)
+    config.distributed.deepspeed.config, config.distributed.deepspeed.offload_param = None, True
+    with pytest.raises(ConfigurationError, match="write 'stage: 3', too"):
+        deepspeed_json(config, "generator", 0.0, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("precision=fp16", "precision: fp16 cannot be had .*: take bf16"),
+        ("train.micro_batch_size=auto", "write a number"),
+        ("distributed.gather_dtype=bf16", "take 'fsdp'"),
+        ("distributed.sync_batchnorm=true", "take 'ddp'"),
+        ("train.health={spike: skip}", r"health\.spike of step 'generator'"),
+        ("steps.generator.injectors.gen.method=forward", "calls forward of generator: with stage 3"),
+        ("steps.generator.balance={at: gen}", "goes back through a network twice"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(tmp_path, monkeypatch, override, match):
+    monkeypatch.setattr(Ranks, "current", staticmethod(lambda: Ranks(1, 2)))
+    with pytest.raises(ConfigurationError, match=match):
+        create_strategy(configure(tmp_path, toys.PSNR, *zero(3), override), torch.device("cpu"))
+
+
+def test_a_network_belongs_to_one_engine(config, monkeypatch):
+    package = SimpleNamespace(initialize=lambda **_: [SimpleNamespace(optimizer=SimpleNamespace())])
+    monkeypatch.setattr(deepspeed, "_import", lambda _: package)
+    strategy = deepspeed.ZeroSharded(config, torch.device("cpu"))
+    network = torch.nn.Linear(2, 2)
+    strategy._networks = {"net": network}
+    named, optimizer = {"net.weight": network.weight}, torch.optim.SGD(network.parameters(), lr=1.0)
+    strategy.exchange("one", named, optimizer, 0.0)
+    with pytest.raises(ConfigurationError, match="steps 'one' and 'other' both train net"):
+        strategy.exchange("other", named, optimizer, 0.0)
+    with pytest.raises(ConfigurationError, match=r"steps\.one\.optimizer: Adafactor cannot be had"):
+        strategy.exchange("one", named, torch.optim.Adafactor(network.parameters()), 0.0)
+    config.networks["generator"].freeze = {"all": FreezeConfig(match="")}
+    with pytest.raises(ConfigurationError, match=r"networks\.generator: parts that are frozen"):
+        strategy.spread({"generator": network})
+
+
+def test_the_extra_is_named_where_it_is_missing(config, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "deepspeed", None)
+    monkeypatch.setattr(logging.getLogger("DeepSpeed"), "level", logging.WARNING)
+    with pytest.raises(MissingPackageError, match=r"pip install 'dlas\[deepspeed\]'"):
+        deepspeed.ZeroSharded(config, torch.device("cpu"))
