@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import toys
 from disks import Crash, Disk, crashes_at, fails_at
 from dlas.engine import checkpoint
 from dlas.engine.distributed import Ranks
+from dlas.engine.host_copy import Snapshot
 from dlas.engine.sharded_checkpoint import Hooks, ShardCopy, publish
+from dlas.engine.sharded_writer import ShardedWriter
+from dlas.observe import disk
+from dlas.observe.run_folder import RunFolder
+from runs import configure
 from test_checkpoint_faults import KINDS, assert_sound, disk_without_delay, snapshot, visible  # noqa: F401
 
 
@@ -67,3 +77,44 @@ def test_after_a_crash_between_any_two_operations_a_restart_finds_the_newest_com
         assert not [name for name in visible(folder) if name.startswith((".partial-", ".replaced-", ".removed-"))]
     assert found == sorted(found)
     assert (found[0], found[-1]) == (5, 6)
+
+
+def test_training_goes_on_while_parts_are_written_and_the_next_checkpoint_waits(tmp_path, monkeypatch):
+    config = configure(tmp_path, toys.PSNR, "checkpoints.format=sharded")
+    (tmp_path / "checkpoints").mkdir()
+    writing, may_go_on = threading.Event(), threading.Event()
+    real = disk.write_file
+
+    def slow(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+        writing.set()
+        assert may_go_on.wait(20)
+        return real(path, chunks)
+
+    monkeypatch.setattr(disk, "write_file", slow)
+    with ShardedWriter(RunFolder(tmp_path), config, Ranks()) as writer:
+        own = snapshot(5)
+        writer.save(own)
+        assert writing.wait(20)
+        own.networks["net"]["a"].zero_()  # the copy is written, whatever training makes of the original
+        assert checkpoint.newest(tmp_path / "checkpoints") is None
+        second = threading.Thread(target=writer.save, args=(snapshot(6),))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        may_go_on.set()
+        second.join(20)
+    assert_sound(tmp_path / "checkpoints", 6)
+    assert checkpoint.load(tmp_path / "checkpoints/5").networks["net"]["a"].eq(5).all()
+
+
+def test_the_plan_is_made_anew_when_what_is_saved_changes(tmp_path):
+    copy = ShardCopy(Ranks())
+    for names in ["a"], ["a"], ["a", "b"], ["b"]:
+        one = Snapshot(1, {"net": {name: torch.ones(2) for name in names}})
+        plan = copy.plan
+        copy.take(one)
+        assert [item.index.fqn for item in copy.plan.items] == [f"net.safetensors/{name}" for name in names]
+        if names == ["a"] and plan.items:
+            assert copy.plan is plan
+        publish(tmp_path, copy, None, Hooks())
+        assert checkpoint.load(tmp_path / "1").networks["net"].keys() == set(names)
