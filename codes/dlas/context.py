@@ -73,6 +73,12 @@ class Context:
         """The network called `name`."""
         return self.networks[name]
 
+    def device(self, network: str) -> torch.device:
+        """Where a network's results are, which may be elsewhere than its weights."""
+        found = self.network(network)
+        home = getattr(found, "home_device", None)
+        return home if isinstance(home, torch.device) else next(found.parameters()).device
+
     def randn(self, shape: Iterable[int], stream: str, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal noise, float32, shape (batch, *shape).
 

@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device and not arguments.dry:
         raise ConfigurationError("--device belongs to --dry")
     problems = check(arguments.opt, arguments.set, arguments.mode)
+    if not _errors(problems):
+        problems += _missing_devices(arguments)
     tables = ""
     if arguments.dry and not _errors(problems):
         found, tables = _rehearse(arguments)
@@ -48,6 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(tables)
     print(f"{arguments.opt}: {errors} error{'s' * (errors != 1)}, {len(problems) - errors} warnings and notices")
     return 2 if errors else 0
+
+
+def _missing_devices(arguments: argparse.Namespace) -> list[Problem]:
+    config = load(arguments.opt, arguments.set, arguments.mode)
+    if all(section.device is None for section in config.networks.values()):
+        return []
+    from dlas.engine.placement import missing_devices  # torch knows, and takes its time
+
+    return missing_devices(config)
 
 
 def _errors(problems: list[Problem]) -> int:

@@ -182,6 +182,11 @@ class NetworkConfig(Component):
     which_model: str = req("registered architecture (`which_model_G` and `which_model_D` mean the same)")
     type: Literal["generator", "discriminator"] = opt("generator", "role of the network, shown in listings")
     trainable: bool = opt(True, "false freezes the network: no gradients, evaluation mode")
+    device: NonNegativeInt | str | None = opt(
+        None,
+        "where it is, if not where the run is: cpu, or a GPU by its number (1 or cuda:1); its inputs are brought there, its "
+        "results back",
+    )
     freeze: dict[str, FreezeConfig] = opt({}, "parts of it that are not trained for part of the run, by any names")
     fresh: list[str] = opt(
         [],
@@ -437,6 +442,9 @@ class EmaConfig(Section):
     )
     half_life: PositiveFloat | None = opt(
         None, "in place of `rate`: training samples after which half of the old average is left (StyleGAN2: 10000)"
+    )
+    device: Literal["cpu"] | None = opt(
+        None, "cpu: keep averages in host memory, beside the training; by default where the networks are"
     )
     start: NonNegativeInt = opt(0, "before this iteration the average is the weights themselves: for one of a run's end only")
     post_hoc: PostHocEmaConfig | None = opt(None, "snapshots, of which `dlas ema` makes an average of any width after training")

@@ -14,7 +14,9 @@ from dlas.data.images.files import write_whole
 from dlas.engine.distributed import Strategy
 from dlas.engine.ema import ModelEma, ShardedEma
 from dlas.engine.ema_profiles import Profile, constant, from_step, power, warmed_up
+from dlas.engine.host_ema import HostEma
 from dlas.engine.precision import DTYPES
+from dlas.errors import ConfigurationError
 
 SNAPSHOTS = "ema_snapshots"
 
@@ -25,6 +27,14 @@ def profile_of(section: EmaConfig, batch_size: int) -> Profile:
         return from_step(power(section.width), section.start)
     rate = section.rate if section.half_life is None else 0.5 ** (batch_size / section.half_life)
     return from_step((warmed_up if section.warmup else constant)(rate), section.start)
+
+
+def _kind(section: EmaConfig, network: nn.Module) -> type[ModelEma]:
+    if any(hasattr(parameter, "device_mesh") for parameter in network.parameters()):
+        if section.device == "cpu":
+            raise ConfigurationError("train.ema.device: cpu: with 'strategy: fsdp' averages are cut up; leave it out")
+        return ShardedEma
+    return HostEma if section.device == "cpu" and any(not each.is_cpu for each in network.parameters()) else ModelEma
 
 
 class Averages:
@@ -47,12 +57,10 @@ class Averages:
         if not section.enabled:
             return
         for name, network in networks.items():
-            sharded = any(hasattr(parameter, "device_mesh") for parameter in network.parameters())
-            kind = ShardedEma if sharded else ModelEma
+            kind = _kind(section, network)
             self.main[name] = kind(network, rate=profile_of(section, batch_size))
-        for width in self.section.widths if self.section is not None else []:
-            for name, network in networks.items():
-                self.tracks[name, width] = ModelEma(network, rate=power(width))
+            for width in self.section.widths if self.section is not None else []:
+                self.tracks[name, width] = kind(network, rate=power(width))
 
     def update(self, step: int, held: Callable[[str], Tensor | bool]) -> None:
         """Takes the present weights in, after `step` completed steps; `held` tells whose update was held back."""

@@ -12,6 +12,7 @@ from dlas.data.base import Dataset, create_dataset
 from dlas.engine.device import memory_format
 from dlas.engine.options import building_options, with_scale
 from dlas.engine.out_of_memory import explained
+from dlas.engine.placement import device_of, place
 from dlas.engine.pretrained import load_pretrained
 from dlas.errors import ConfigurationError
 from dlas.observe.console import LOGGER
@@ -19,11 +20,17 @@ from dlas.observe.console import LOGGER
 _TOO_LARGE = "Take a smaller network, free memory that other processes hold, or use a device with more"
 
 
-def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]:
-    """The run's networks on the device, with pretrained weights, in training mode unless frozen.
+def build_networks(config: Config, device: torch.device, together: bool = False) -> dict[str, nn.Module]:
+    """The run's networks, with pretrained weights, in training mode unless frozen.
+
+    Args:
+        config: of the run.
+        device: where they are, but for those whose section names another one.
+        together: also those.
 
     Raises:
-        ConfigurationError: an option's value is refused by the architecture, or `path.pretrain` names no network.
+        ConfigurationError: an option's value is refused by the architecture, `path.pretrain` names no network, or a network
+            cannot be where it should.
         CheckpointError: a weights file does not fit.
     """
     for name in config.path.pretrain:
@@ -33,6 +40,7 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
             )
     networks = {}
     for name, section in config.networks.items():
+        own = device if together else device_of(config, name, device)
         options = {"which_model": section.which_model, **building_options(section, config.scale)}
         try:
             with explained(f"building network '{name}' ({section.which_model})", _TOO_LARGE):
@@ -48,8 +56,10 @@ def build_networks(config: Config, device: torch.device) -> dict[str, nn.Module]
         network.train(section.trainable)
         layout = memory_format(config.memory_format)
         size = sum(each.nbytes for each in (*network.parameters(), *network.buffers())) / 1e6
-        with explained(f"moving network '{name}' ({size:.0f} MB) to {device}", _TOO_LARGE):
-            networks[name] = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
+        with explained(f"moving network '{name}' ({size:.0f} MB) to {own}", _TOO_LARGE):
+            networks[name] = network.to(own, memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
+        if own != device:
+            place(networks[name], own, device)
     if config.checkpointing_enabled and not any(hasattr(network, "checkpointing") for network in networks.values()):
         LOGGER.warning("checkpointing_enabled: none of the networks offers gradient checkpointing, so nothing is saved")
     return networks

@@ -45,7 +45,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
     """Seeds the generators that layers such as dropout draw from. Cheap enough for every step."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)  # networks may be on other GPUs
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
 

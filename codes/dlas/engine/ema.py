@@ -39,17 +39,18 @@ class ModelEma:
     Args:
         network: the network itself, not a wrapper for several processes. It is observed, never changed but by `swap_into`.
         rate: r, in [0, 1], typically 0.999; or r by the number of steps made.
+        device: where the averages are; by default where the network is.
 
     Raises:
         ValueError: `rate` is not in [0, 1], or the network's state dict holds tensors that are none of its parameters and
             buffers, of which no average could be given.
     """
 
-    def __init__(self, network: nn.Module, *, rate: float | Profile) -> None:
+    def __init__(self, network: nn.Module, *, rate: float | Profile, device: torch.device | None = None) -> None:
         self.network = network
         self.rate: Profile = rate if callable(rate) else constant(rate)
         self._slots = _slots(network)
-        self._averages = [_copy(slot.tensor) for slot in self._slots]
+        self._averages = [_copy(slot.tensor, device) for slot in self._slots]
         known = self._by_tensor()
         for name, value in network.state_dict(keep_vars=True).items():
             if isinstance(value, Tensor) and id(value) not in known:
@@ -65,27 +66,31 @@ class ModelEma:
         """
         if held is True:
             return
-        rate = self.rate(step)
+        self._take(self._averages, [slot.tensor for slot in self._slots], self.rate(step), held)
+
+    @staticmethod
+    def _take(averages: list[Tensor], present: list[Tensor], rate: float, held: Tensor | bool = False) -> None:
+        """Takes present values, on the averages' device, into the averages."""
         averaged, live, copied, copied_live = [], [], [], []
-        for average, slot in zip(self._averages, self._slots, strict=True):
+        for average, value in zip(averages, present, strict=True):
             if _is_averaged(average):
                 averaged.append(average)
-                live.append(slot.tensor.to(average.dtype))
+                live.append(value.to(average.dtype))
             else:
                 copied.append(average)
-                copied_live.append(slot.tensor)
+                copied_live.append(value)
         if isinstance(held, Tensor):  # a rate on the device: multi-tensor lerp takes none
             made = held == 0
             weight = (1 - rate) * made
             small = [(a, b) for a, b in zip(averaged, live, strict=True) if a.numel() < _LARGE]
-            for average, present in zip(averaged, live, strict=True):
+            for average, value in zip(averaged, live, strict=True):
                 if average.numel() >= _LARGE:
-                    torch.lerp(average, present, weight.to(average.dtype), out=average)
+                    torch.lerp(average, value, weight.to(average.dtype), out=average)
             if small:
-                averages = [average for average, _ in small]
-                steps = torch._foreach_sub([present for _, present in small], averages)
+                few = [average for average, _ in small]
+                steps = torch._foreach_sub([value for _, value in small], few)
                 torch._foreach_mul_(steps, weight)
-                torch._foreach_add_(averages, steps)
+                torch._foreach_add_(few, steps)
             _assign(copied, [torch.where(made, new, old) for new, old in zip(copied_live, copied, strict=True)])
             return
         if averaged:
@@ -203,7 +208,6 @@ def _is_averaged(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    if not _is_averaged(tensor):
-        return tensor.clone()
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+def _copy(tensor: Tensor, device: torch.device | None) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32) if _is_averaged(tensor) else tensor.dtype
+    return tensor.to(device or tensor.device, dtype, copy=True)

@@ -110,4 +110,5 @@ def _read(values: list[Value]) -> list[tuple[str, float, float]]:
 def _flat(values: list[Value]) -> Tensor:
     """All values, and behind them the weights that are on the device."""
     weights = [each.weight for each in values if isinstance(each.weight, Tensor)]
-    return torch.stack([tensor.float() for tensor in (*(each.value for each in values), *weights)])
+    tensors = [*(each.value for each in values), *weights]
+    return torch.stack([tensor.float().to(tensors[0].device) for tensor in tensors])

@@ -73,7 +73,7 @@ def replay(bundle: Path, device: str | None = None, precision: str | None = None
     chosen = _device(device, told["device"], notes)
     apply_numeric_settings(config)
     computed = Precision(precision or told["precision"], chosen)
-    networks = build_networks(config, chosen)
+    networks = build_networks(config, chosen, together=True)
     for name, network in networks.items():
         load_into(network, load_file(bundle / NETWORKS / f"{name}.safetensors"), source=str(bundle))
     step = TrainingStep(told["step"], config.steps[told["step"]], networks, computed, chosen, Meter())

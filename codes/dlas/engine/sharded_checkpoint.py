@@ -65,6 +65,7 @@ class ShardCopy(HostCopy):
         super().__init__()
         self.ranks = ranks
         self.plan = SavePlan([])
+        self._known: dict[str, Any] = {}  # what it is the plan of
         self._size = 0
 
     @property
@@ -84,7 +85,9 @@ class ShardCopy(HostCopy):
             for file, tensors in content.items()
         }
         named = {_full_name(file, name): each for file, tensors in own.items() for name, each in tensors.items()}
-        self.plan = create_default_local_save_plan(named, self.ranks.main)
+        known = {name: (each.shape, each.dtype, getattr(each, "placements", None)) for name, each in named.items()}
+        if known != self._known:  # planning takes longer than copying
+            self.plan, self._known = create_default_local_save_plan(named, self.ranks.main), known
         return {file: {name: local(each) for name, each in tensors.items()} for file, tensors in own.items()}, state
 
 

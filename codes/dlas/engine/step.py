@@ -311,7 +311,7 @@ class TrainingStep:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = None
         if self.clip_norm or log_gradients or (guard is not None and guard.wants_norm):
-            norm = whole(nn.utils.get_total_norm(gradients))
+            norm = whole(nn.utils.get_total_norm(gradients)).to(self.precision.device)
             if self.clip_norm:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             if self.clip_norm or log_gradients:

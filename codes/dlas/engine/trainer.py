@@ -37,6 +37,7 @@ from dlas.engine.memory_advice import advising, warn_if_too_large
 from dlas.engine.meter import Meter
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import explained
+from dlas.engine.placement import is_placed
 from dlas.engine.precision import Precision, has_bf16
 from dlas.engine.profiling import RunProfiler
 from dlas.engine.progress import Progress
@@ -125,7 +126,8 @@ class Trainer:
         self.cutting = Cutting.of(self.settings)
         batch_sizes.equip(config, self.steps, self.networks, self.cutting, self.strategy, self.device)
         health = {name: section.health or self.settings.health for name, section in config.steps.items()}
-        self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, sharded=not self.strategy.whole)
+        apart = not self.strategy.whole or any(is_placed(self.networks[name]) for name in trained)
+        self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, apart=apart)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
         countable = self.strategy.whole and not config.compile
         self.work = Work() if config.logger.efficiency and countable else None

@@ -182,7 +182,7 @@ class DiffusionSampleInjector(Injector):
         if self.like is None:
             assert self.shape is not None
             shape: Sequence[int] = self.shape
-            device = next(context.network(self.network).parameters()).device
+            device = context.device(self.network)
         else:
             like: Tensor = state[self.like]
             shape = (self.channels or like.shape[1], *(round(size * self.enlarge) for size in like.shape[2:]))

@@ -10,6 +10,7 @@ from dlas.config.problems import Problem
 from dlas.config.schema import Config
 from dlas.config.wiring.balance import check_balance
 from dlas.config.wiring.checkpoints import check_checkpoints
+from dlas.config.wiring.devices import check_devices
 from dlas.config.wiring.evaluation import check_evaluation
 from dlas.config.wiring.files import check_file_names
 from dlas.config.wiring.limits import check_limits
@@ -41,4 +42,5 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
         check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)
     check_checkpoints(config, problems, training)
+    check_devices(config, problems, training)
     check_evaluation(config, problems)

@@ -39,9 +39,9 @@ def _build(config: Config, name: str, section: NetworkConfig, mode: FakeTensorMo
     alone = replace(config, networks={name: section}, path=replace(config.path, pretrain={}), checkpointing_enabled=False)
     try:
         with torch.device("meta"):
-            network = build_networks(alone, torch.device("meta"))[name]
+            network = build_networks(alone, torch.device("meta"), together=True)[name]
     except (RuntimeError, NotImplementedError):  # its constructor computes with values: so it must have some
-        network = build_networks(alone, DEVICE)[name]
+        network = build_networks(alone, DEVICE, together=True)[name]
     if config.checkpointing_enabled and hasattr(network, "checkpointing"):
         network.checkpointing = True  # type: ignore[assignment]  # nn.Module's attributes are typed as tensors
     _make_fake(network, mode)

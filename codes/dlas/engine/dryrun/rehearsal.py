@@ -267,8 +267,11 @@ class _Rehearsal:
             tracker.peak,
         )
 
+    def _averages_on_host(self) -> bool:
+        return self.config.train is not None and self.config.train.ema.device == "cpu"
+
     def _hold_what_is_there(self, tracker: Tracker, batch: Mapping[str, Any], number: int) -> None:
-        averages = self.averages.all() if self.averages is not None else ()
+        averages = self.averages.all() if self.averages is not None and not self._averages_on_host() else ()
         tracker.hold((p for network in self.networks.values() for p in network.parameters()), "parameters")
         tracker.hold((b for network in self.networks.values() for b in network.buffers()), "buffers")
         tracker.hold((average for ema in averages for average in ema._averages), "averages")

@@ -118,15 +118,17 @@ class UpdateGuard:
         """(verdict, whether a gradient overflowed)."""
         assert self._loss is not None
         found = torch.zeros_like(self._one)
-        by_type: dict[torch.dtype, list[Tensor]] = {}
+        by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for gradient in map(local, gradients):
             if gradient.layout is torch.strided and gradient.is_floating_point():
-                by_type.setdefault(gradient.dtype, []).append(gradient)
+                by_type.setdefault((gradient.dtype, gradient.device), []).append(gradient)
             else:
                 values = gradient.coalesce().values() if gradient.is_sparse else gradient
-                found = torch.maximum(found, (~values.isfinite().all()).float())
-        for same in by_type.values():  # reads each number once; multiplying by one changes none
-            torch._amp_foreach_non_finite_check_and_unscale_(same, found, self._one)
+                found = torch.maximum(found, (~values.isfinite().all()).float().to(found.device))
+        for (_, device), same in by_type.items():  # reads each number once; multiplying by one changes none
+            there = found.to(device)  # the same tensor, but for networks that are elsewhere
+            torch._amp_foreach_non_finite_check_and_unscale_(same, there, self._one.to(device))
+            found = there.to(found.device)
         counts = found if self.scaler is None else found * (self.scaler.scale(self._one) < 1)
         verdict = (self._weights * torch.stack([(~self._loss.isfinite()).float(), counts])).amax()
         return torch.stack([verdict, found])

@@ -98,7 +98,8 @@ class HealthMonitor:
         meter: takes the figures of good updates.
         device: where everything runs.
         lag: iterations after which the host looks; by default 1 on a GPU, else 0.
-        sharded: weights are cut up among the ranks; the lag is 0 then, since such updates cannot be held on the device.
+        apart: weights are cut up among the ranks, or on other devices; the lag is 0 then, since such updates cannot be held on
+            the device.
         ranks: the processes that must agree; by default all.
     """
 
@@ -111,7 +112,7 @@ class HealthMonitor:
         device: torch.device,
         *,
         lag: int | None = None,
-        sharded: bool = False,
+        apart: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         self.steps = {step.name: step for step in steps}
@@ -119,7 +120,7 @@ class HealthMonitor:
         self.networks = networks
         self.meter = meter
         self.device = device
-        self.lag = int(device.type == "cuda" and not sharded) if lag is None else lag
+        self.lag = int(device.type == "cuda" and not apart) if lag is None else lag
         self.history = {name: StepHealth() for name in self.steps}
         self.buffers = BufferKeeper([*networks.values(), *(each.loss for step in steps for each in step.losses)])
         self.latch = torch.zeros((), device=device) if self.lag else None
