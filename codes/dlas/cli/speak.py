@@ -61,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"in place of the preset's: {words}")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of all networks but the vocoder")
-    parser.add_argument("--compile", action="store_true", help="compile decoder and vocoder: slow at first, then faster")
+    parser.add_argument("--compile", action="store_true", help="compile decoder and vocoder, for GPUs: minutes at first")
 
 
 def run(arguments: argparse.Namespace) -> int:

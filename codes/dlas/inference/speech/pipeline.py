@@ -98,7 +98,7 @@ class Speaker:
             folder: where they are.
             device: auto, cpu, cuda, cuda:1, mps.
             precision: fp32, bf16 or fp16: of all networks but the vocoder.
-            compile: compile the decoder and the vocoder, which takes a minute at first.
+            compile: compile the decoder and the vocoder, which takes minutes at first.
 
         Raises:
             CheckpointError: a file is missing or does not fit.
