@@ -23,11 +23,12 @@ def test_two_processes_measure_and_gather_like_one(tmp_path):
     jobs = {
         "noise": (QUADRATIC, PLUGIN, "train.mega_batch_factor=1", "train.niter=250"),
         "both": (QUADRATIC, PLUGIN, "train.mega_batch_factor=2", "train.niter=250"),
+        "sharded": (QUADRATIC, PLUGIN, "train.mega_batch_factor=4", "train.niter=250", "distributed.strategy=fsdp"),
         "table": (QUADRATIC, PLUGIN, *LITTLE, *TABLE, "train.mega_batch_factor=1"),
     }
     done = torchrun(tmp_path, jobs)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("noise", "both"):
+    for name in ("noise", "both", "sharded"):
         last = rows(tmp_path / name, "train")[-1]
         assert last["point/point_noise_scale"] == pytest.approx(test_noise_scale.TRUE, rel=0.1)
         assert last["point/point_updates_factor"] == pytest.approx(1 + test_noise_scale.TRUE / 16, rel=0.1)

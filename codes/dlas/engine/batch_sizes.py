@@ -53,16 +53,16 @@ def equip(
         if measured is not None:
             own = {id(parameter) for parameter in step.parameters}
             trained = {name: [p for p in networks[name].parameters() if id(p) in own] for name in step.trained}
-            step.noise_scale = NoiseScale(measured, step.name, trained, strategy.ranks, device)
+            step.noise_scale = NoiseScale(measured, step.name, trained, strategy.ranks, device, not strategy.whole)
         if gathered is not None:
             step.gathering = Gathering(gathered, step.name, step.named_parameters(), config.seed, batch_size)
 
 
 def _check_noise_scale(several_parts: bool, strategy: Strategy) -> None:
-    if not strategy.whole:
+    if not strategy.whole and not several_parts:
         raise ConfigurationError(
-            "train.noise_scale cannot be had with 'strategy: fsdp' or 'deepspeed': no process has the gradient of its own part "
-            "of the batch there; take 'ddp' or remove it"
+            "train.noise_scale with 'strategy: fsdp' compares the first micro-batch with the whole batch, since no process has "
+            "the gradient of its own part: write 'train.mega_batch_factor: 2' or more, or take 'ddp'"
         )
     if not strategy.ranks.many and not several_parts:
         raise ConfigurationError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlas.config.schema import NoiseScaleConfig
 from dlas.engine.distributed import Ranks
+from dlas.engine.distributed.tensors import whole
 from dlas.engine.microbatch import MicroBatch
 
 
@@ -38,6 +39,7 @@ class NoiseScale:
         networks: parameters that the step trains, by network.
         ranks: the processes.
         device: where the parameters are.
+        together: gradients are cut up among the processes; they have exchanged them by then, and b counts the samples of all.
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, equations 2.8, 2.9 and appendix
     A.1.
@@ -50,7 +52,9 @@ class NoiseScale:
         networks: Mapping[str, Iterable[nn.Parameter]],
         ranks: Ranks,
         device: torch.device,
+        together: bool = False,
     ) -> None:
+        self.together = together
         self.config = config
         self.step = step
         self.networks = {name: list(parameters) for name, parameters in networks.items()}
@@ -61,7 +65,7 @@ class NoiseScale:
 
     def due(self, iteration: int, parts: list[MicroBatch]) -> bool:
         """Whether there is something to measure in this iteration: it is time, and there are two sizes of batches."""
-        return iteration % self.config.every == 0 and (len(parts) > 1 or self.ranks.many)
+        return iteration % self.config.every == 0 and (len(parts) > 1 or (self.ranks.many and not self.together))
 
     def after_first(self) -> None:
         """To be called when gradients are those of the first micro-batch, before processes exchange them."""
@@ -76,7 +80,7 @@ class NoiseScale:
         """
         assert self._small is not None
         self.batch = sum(len(part.positions) for part in parts) * self.ranks.world_size
-        few, many = len(parts[0].positions), self.batch
+        few, many = len(parts[0].positions) * (self.ranks.world_size if self.together else 1), self.batch
         small, large = self.ranks.mean_(self._small / parts[0].share ** 2), self._squares()
         self._small = None
         if scale is not None:
@@ -92,7 +96,7 @@ class NoiseScale:
         norms = []
         for parameters in self.networks.values():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+            norm = whole(nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
             norms.append(norm.to(self._sums.device).float())
         return torch.stack(norms).square()
 

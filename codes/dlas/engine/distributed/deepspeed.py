@@ -175,6 +175,8 @@ def _refuse(config: Config, device: torch.device) -> None:
     head = "cannot be had with distributed.strategy: deepspeed"
     if config.train.micro_batch_size == "auto":
         raise ConfigurationError(f"train.micro_batch_size: auto {head}: processes cannot try again alone; write a number")
+    if config.train.noise_scale is not None:
+        raise ConfigurationError(f"train.noise_scale {head}: no process has the gradient of a part of the batch; take 'ddp'")
     if config.distributed.sync_batchnorm:
         raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
     if config.distributed.gather_dtype != "fp32":

@@ -59,6 +59,7 @@ class FullySharded:
         self.evaluating = self.ranks if together else Ranks()
         self.whole = False
         self._methods = called_methods(config)
+        self._measures_noise = config.train.noise_scale is not None
         self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
         compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
         # Inputs stay what they are: a timestep in 16 bits would be another one. Autocast sees to products.
@@ -86,7 +87,7 @@ class FullySharded:
         """Gradients are cut up and averaged by the networks themselves."""
         del step, optimizer, clip_norm
         trained = dict.fromkeys(name.split(".", 1)[0] for name in named)
-        return ShardedExchange([self._networks[name] for name in trained])
+        return ShardedExchange([self._networks[name] for name in trained], self._measures_noise)
 
     def any_rank(self, flag: bool) -> bool:
         """The flag of this process: others wait within a backward pass for one that failed there, until it ends."""
@@ -115,17 +116,25 @@ class ShardedExchange(NoExchange):
 
     Args:
         networks: that the step trains.
+        early: they also travel at the first one: somebody wants to see the gradients of all processes then.
     """
 
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, networks: Iterable[nn.Module], early: bool = False) -> None:
         self._networks = [network for network in networks if isinstance(network, FSDPModule)]
+        self._early = early
+        self._first = True
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """Until the last one, whole gradients are kept."""
         for network in self._networks:
-            network.set_requires_gradient_sync(last)
+            network.set_requires_gradient_sync(last or (self._early and self._first))
+        self._first = False
         yield
+
+    def finish(self) -> None:
+        """The backward pass has done it."""
+        self._first = True
 
 
 def _mesh(device: torch.device, world_size: int, shard_size: int | None) -> DeviceMesh:
