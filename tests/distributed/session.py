@@ -5,6 +5,7 @@ The argument is a JSON file: a list of jobs, each a YAML file and overrides.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def main() -> None:
                 sums = [float(value.double().sum()) for state in (*averages, *networks) for value in state.values()]
                 every = ranks.gather((sums, trainer.progress.samples, trainer.progress.best))
                 assert len({str(each) for each in every}) == 1, "the ranks differ"
+            del trainer
+            gc.collect()  # what torch holds of a run goes here, and not in whichever thread collects next
 
 
 if __name__ == "__main__":

@@ -34,13 +34,17 @@ def zero(stage: int) -> tuple[str, str]:
     return "distributed.strategy=deepspeed", f"distributed.deepspeed.stage={stage}"
 
 
+def stages(name: str) -> tuple[int, ...]:
+    return (1, 2) if name == "penalty" else STAGES
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> Path:
     """The folder of runs that two processes have made."""
     folder = tmp_path_factory.mktemp("session")
     jobs: dict[str, tuple[str, ...]] = {}
     for stage in STAGES:
-        jobs |= {f"{name}-{stage}": (*file, *zero(stage)) for name, file in SAME.items()}
+        jobs |= {f"{name}-{stage}": (*file, *zero(stage)) for name, file in SAME.items() if stage in stages(name)}
         jobs[f"cut-{stage}"] = (*FILES["gan"], *zero(stage), "train.mega_batch_factor=2")
         alone(folder, *RESUMED, f"name=resumed-{stage}", "train.niter=3")
         jobs[f"resumed-{stage}"] = (*RESUMED, *zero(stage), "train.niter=5")
@@ -59,7 +63,7 @@ def session(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_give_what_one_gives(session, tmp_path, name):
     one = alone(tmp_path, *SAME[name])
-    others = [f"{name}-{stage}" for stage in STAGES]
+    others = [f"{name}-{stage}" for stage in stages(name)]
     if name == "gan":
         others += [f"cut-{stage}" for stage in STAGES]
     if name == "autoregressive":

@@ -93,6 +93,7 @@ logger: {print_freq: 3, save_checkpoint_freq: 3, tensorboard: false}
 FILES = {
     "psnr": (toys.PSNR, BATCH, "networks.generator.dropout=0"),
     "gan": (toys.GAN, BATCH),
+    "penalty": (toys.GAN, BATCH, "steps.discriminator.losses.gan.gradient_penalty=true"),
     "diffusion": (DIFFUSION,),
     "autoregressive": (AUTOREGRESSIVE,),
     "teacher": (TEACHER,),

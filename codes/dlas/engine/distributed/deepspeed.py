@@ -146,7 +146,15 @@ class ZeroExchange:
     def backward(self, loss: Tensor) -> None:
         """See `GradientExchange`."""
         sound = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
-        self.engine.backward(loss * sound, scale_wrt_gas=False)
+        try:
+            self.engine.backward(loss * sound, scale_wrt_gas=False)
+        except RuntimeError as error:
+            if self.engine.zero_optimization_stage() == 3:
+                error.add_note(
+                    "With stage 3 of DeepSpeed weights are given back after each pass, so that gradients of gradients "
+                    "(penalties) do not find them: if a loss takes such, write 'distributed.deepspeed: {stage: 2}'"
+                )
+            raise
 
     def finish(self) -> None:
         """The backward pass has done it."""
