@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -126,15 +127,15 @@ SHORT = (
 STRATEGIES = ("ddp", "fsdp")
 
 
-def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]]) -> subprocess.CompletedProcess[str]:
-    """Trains files one after the other in two processes. By the name of its run: the text of a file, and overrides."""
+def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Trains files one after the other in several processes. By the name of its run: the text of a file, and overrides."""
     listed = []
     for number, (name, (text, *overrides)) in enumerate(jobs.items()):
         file = folder / f"{number}.yml"
         file.write_text(text)
         listed.append([str(file), [f"path.experiments={folder}", *COMMON, f"name={name}", *overrides]])
     (folder / "jobs.json").write_text(json.dumps(listed))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(
         [*command, str(HERE / "session.py"), str(folder / "jobs.json")],
@@ -199,6 +200,18 @@ def test_two_processes_give_what_one_gives(session, tmp_path, name):
     one = alone(tmp_path, text, *overrides)
     for strategy in STRATEGIES:
         assert_alike(one, session / f"{name}-{strategy}", 8)
+
+
+@pytest.mark.slow
+def test_four_processes_give_what_one_gives(tmp_path):
+    strategies = STRATEGIES if importlib.util.find_spec("deepspeed") is None else (*STRATEGIES, "deepspeed")
+    jobs = {name: (*FILES["gan"], f"distributed.strategy={name}") for name in strategies}
+    jobs["cut"] = (*FILES["gan"], "train.mega_batch_factor=2")
+    done = torchrun(tmp_path, jobs, processes=4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = alone(tmp_path, *FILES["gan"])
+    for name in jobs:
+        assert_alike(one, tmp_path / name, 8)
 
 
 def test_micro_batches_in_one_and_in_two_processes_give_the_same(session, tmp_path):
