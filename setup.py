@@ -56,6 +56,7 @@ setup(
             "tokenizers>=0.13,<1",
             "inflect>=7,<8",
             "Unidecode>=1.3,<2",
+            "deepspeed>=0.19,<0.20",
         ],
     },
     entry_points={"console_scripts": ["dlas = dlas.cli.main:entry_point"]},

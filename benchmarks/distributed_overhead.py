@@ -2,9 +2,10 @@
 
     python benchmarks/distributed_overhead.py [--rounds 21]
 
-Two cases, blocks of both sides in turn in the same processes, the order changing every round: the trainer alone against a bare
-loop, and the trainer with `strategy: ddp` in two processes against a bare loop with torch's DistributedDataParallel, with the
-same network, data in memory and optimiser. Prints one JSON line per case: medians over the rounds of the paired ratios of wall
+Three cases, blocks of both sides in turn in the same processes, the order changing every round: the trainer alone against a
+bare loop, and the trainer with `strategy: ddp` in two processes against a bare loop with torch's DistributedDataParallel, with
+the same network, data in memory and optimiser; once looking for unused parameters as little as the bare loop does, and once as
+it does by default. Prints one JSON line per case: medians over the rounds of the paired ratios of wall
 time, of the first process. With fewer cores than processes the ratio of processor time is the steadier one.
 """
 
@@ -50,6 +51,7 @@ steps:
       gen: {{type: generator, generator: generator, in: lq, out: gen}}
     losses:
       pix: {{type: pix, criterion: l1, weight: 1, real: hq, fake: gen}}
+distributed: {{find_unused_parameters: FIND_UNUSED}}
 train: {{niter: 1000000000, ema: {{enabled: false}}}}
 logger: {{print_freq: 1000000000, save_checkpoint_freq: 1000000000, tensorboard: false}}
 """
@@ -76,18 +78,21 @@ def bare_loop(ranks: Ranks) -> Callable[[int], None]:
     return run
 
 
-def measure(rounds: int, steps: int) -> None:
+def measure(rounds: int, steps: int, find_unused: bool = False) -> None:
     """One case, in this process or in all that were started together; the first one prints."""
+    options = OPTIONS.replace("FIND_UNUSED", str(find_unused).lower())
     torch.set_num_threads(1)
     logging.getLogger("dlas").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bench.yml"
-        file.write_text(OPTIONS)
+        file.write_text(options)
         with joined(load(file)) as ranks:
             bare = bare_loop(ranks)
-            figures: dict[str, Any] = compare(trainer_of(folder, OPTIONS), bare, steps, rounds)
+            figures: dict[str, Any] = compare(trainer_of(folder, options), bare, steps, rounds)
         if ranks.main:
-            case = f"trainer / bare DDP loop, {ranks.world_size} processes" if ranks.many else "trainer / bare loop, 1 process"
+            looking = ", find_unused_parameters" if find_unused else ""
+            many = f"trainer{looking} / bare DDP loop, {ranks.world_size} processes"
+            case = many if ranks.many else "trainer / bare loop, 1 process"
             print(json.dumps({"case": case, **figures, "rounds": rounds, "torch": torch.__version__}), flush=True)
 
 
@@ -96,14 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--steps", type=int, default=1, help="of a block")
+    parser.add_argument("--find-unused", action="store_true", help="of the process that this option is given to")
     arguments = parser.parse_args()
     if "RANK" not in os.environ:
         measure(arguments.rounds, arguments.steps)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         numbers = ["--rounds", str(arguments.rounds), "--steps", str(arguments.steps)]
-        subprocess.run([*launch, __file__, *numbers], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for option in [], ["--find-unused"]:
+            subprocess.run([*launch, __file__, *numbers, *option], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     else:
-        measure(arguments.rounds, arguments.steps)
+        measure(arguments.rounds, arguments.steps, arguments.find_unused)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,13 @@ def test_other_parameters_may_learn_from_some_iteration_on(config):
     torch.testing.assert_close(gradients(net), gradients(bare))
 
 
+def test_where_nothing_learns_the_step_may_say_so(config):
+    net = network().requires_grad_(False)
+    given = exchange(config, net)
+    with given.micro_batch(last=True):
+        assert not given.forward(lambda: net(X).mean()).requires_grad
+
+
 def test_steps_that_train_the_same_share_what_watches_it(config):
     net = network()
     strategy = DataParallel(config, torch.device("cpu"))

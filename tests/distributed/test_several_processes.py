@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -201,6 +202,18 @@ def test_two_processes_give_what_one_gives(session, tmp_path, name):
     one = alone(tmp_path, text, *overrides)
     for strategy in STRATEGIES:
         assert_alike(one, session / f"{name}-{strategy}", 8)
+
+
+@pytest.mark.slow
+def test_four_processes_give_what_one_gives(tmp_path):
+    strategies = STRATEGIES if importlib.util.find_spec("deepspeed") is None else (*STRATEGIES, "deepspeed")
+    jobs = {name: (*FILES["gan"], f"distributed.strategy={name}") for name in strategies}
+    jobs["cut"] = (*FILES["gan"], "train.mega_batch_factor=2")
+    done = torchrun(tmp_path, jobs, processes=4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = alone(tmp_path, *FILES["gan"])
+    for name in jobs:
+        assert_alike(one, tmp_path / name, 8)
 
 
 def test_micro_batches_in_one_and_in_two_processes_give_the_same(session, tmp_path):

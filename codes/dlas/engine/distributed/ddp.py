@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -167,19 +167,21 @@ class DataParallelExchange(NoExchange):
         self._told: set[str] = set()
         self._constant: list[str] | None = None  # what has no gradient, in a graph that stays the same
 
-    def _current(self) -> DistributedDataParallel:
+    def _current(self) -> DistributedDataParallel | None:
+        """The wrapper of what learns now; None where nothing does, and the step will say so."""
         learning = [name for name, parameter in self._named.items() if parameter.requires_grad]
-        if self._wrapper is None or learning != self._learning:
+        if learning != self._learning:
             if self._wrapper is not None:
                 self._wrapper = None
                 gc.collect()  # its hooks and buckets live in reference cycles
-            self._wrapper = self._wrap([self._named[name] for name in learning])
+            self._wrapper = self._wrap([self._named[name] for name in learning]) if learning else None
             self._learning, self._constant = learning, None
         return self._wrapper
 
     def forward(self, run: Callable[[], Tensor]) -> Tensor:
         """See `GradientExchange`."""
-        total: Tensor = self._current()(run)
+        wrapper = self._current()
+        total: Tensor = run() if wrapper is None else wrapper(run)
         return total
 
     @contextmanager
@@ -191,11 +193,9 @@ class DataParallelExchange(NoExchange):
         """
         self._travels = last and not self._late
         try:
-            if self._travels:
+            wrapper = self._current()
+            with nullcontext() if self._travels or wrapper is None else wrapper.no_sync():
                 yield
-            else:
-                with self._current().no_sync():
-                    yield
         except RuntimeError as error:
             explained = self._explained(str(error))
             if explained is None:
@@ -209,12 +209,13 @@ class DataParallelExchange(NoExchange):
             TrainingError: a parameter has no gradient, and the file says that all have one.
         """
         names = self._without_gradient()
-        wrapper = self._current()
+        wrapper = self._wrapper
+        assert wrapper is not None, "there was a backward pass"
         if names and not wrapper.find_unused_parameters and not self._static:
             raise TrainingError(self._explained_unused(names))
         if not self._travels:
             present = [self._named[name] for name in self._learning if self._named[name].grad is not None]
-            wrapper(lambda: _Arrival.apply(*(present or map(self._named.__getitem__, self._learning)))).backward()
+            wrapper(lambda: _Arrival.apply(*(present or [self._named[name] for name in self._learning]))).backward()
             names = self._without_gradient()
         if self._static:
             self._constant = names if self._constant is None else self._constant
