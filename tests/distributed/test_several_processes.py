@@ -127,7 +127,9 @@ SHORT = (
 STRATEGIES = ("ddp", "fsdp")
 
 
-def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Trains files one after the other in several processes. By the name of its run: the text of a file, and overrides."""
     listed = []
     for number, (name, (text, *overrides)) in enumerate(jobs.items()):
@@ -142,7 +144,7 @@ def torchrun(folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
