@@ -128,7 +128,7 @@ STRATEGIES = ("ddp", "fsdp")
 
 
 def torchrun(
-    folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2, *options: str
+    folder: Path, jobs: dict[str, tuple[str, ...]], processes: int = 2, *options: str, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Trains files one after the other in several processes. By the name of its run: the text of a file, and overrides."""
     listed = []
@@ -144,7 +144,7 @@ def torchrun(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
