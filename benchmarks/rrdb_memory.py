@@ -1,6 +1,6 @@
-"""Peak memory and time of a training step of RRDBNet at its published size (64 features, 23 blocks), by how activations are kept.
+"""Peak memory and time of a step of RRDBNet at its published size (64 features, 23 blocks), by how activations are kept.
 
-    python benchmarks/rrdb_memory.py [--side 64] [--rounds 5]
+    python benchmarks/rrdb_memory.py [--side 64] [--rounds 5] [--rivals plain basicsr] [--ways ours lean recomputed]
 
 One picture, L1, Adam, fp32. The rivals are those of rrdb_step.py; ours are the network as it is, with `lean: true`, and with
 `checkpointing_enabled`. Each has a process of its own. Prints a JSON line each: growth of the process from before the network
@@ -68,14 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=64, help="of the low-resolution picture")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--ways", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(options.work, options.side)
         return
-    rivals = [name for name in RIVALS if name != "basicsr" or importlib.util.find_spec("basicsr")]
+    rivals = [name for name in options.rivals if name != "basicsr" or importlib.util.find_spec("basicsr")]
     command = [sys.executable, __file__, "--side", str(options.side), "--work"]
-    workers = {case: Worker([*command, case]) for case in (*rivals, *OURS)}
+    workers = {case: Worker([*command, case]) for case in (*rivals, *options.ways)}
     times: dict[str, list[float]] = {case: [] for case in workers}
     for worker in workers.values():
         worker.ask(2)  # warm-up
@@ -86,7 +88,7 @@ def main() -> None:
     for worker in workers.values():
         worker.close()
     for rival in rivals:
-        for case in OURS:
+        for case in options.ways:
             ratios = [ours / theirs for ours, theirs in zip(times[case], times[rival], strict=True)]
             figures = {
                 "memory_ratio": round(peaks[case] / peaks[rival], 3),

@@ -17,11 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from paired import describe_machine
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "dlas --help": ["-m", "dlas", "--help"],
     "dlas list": ["-m", "dlas", "list"],

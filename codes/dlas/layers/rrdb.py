@@ -59,7 +59,7 @@ class ResidualDenseBlock(nn.Module):
         """(batch, nf, height, width) -> the same shape."""
         layers = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
         if self.lean and training_plainly(*layers):
-            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
             return lean_dense_block(x, weights, biases, LEAK, RESIDUAL_SCALE)
         # Each result is appended to what is already joined: in the backward pass one sum then takes the place of one per part.
         seen = x
