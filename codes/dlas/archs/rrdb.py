@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dlas.layers.dense_block import training_plainly
+from dlas.layers.doubled_conv import convolve_doubled
+from dlas.layers.doubled_conv import pays as convolve_doubled_pays
 from dlas.layers.rrdb import RESIDUAL_SCALE, RRDB, activate, present_name
 from dlas.registry import ARCHS
 from dlas.types import PositiveInt
@@ -29,8 +32,8 @@ class GatedRRDB(RRDB):
     Source: DL-Art-School.
     """
 
-    def __init__(self, nf: int, gc: int) -> None:
-        super().__init__(nf, gc)
+    def __init__(self, nf: int, gc: int, lean: bool = False) -> None:
+        super().__init__(nf, gc, lean)
         self.bypass = nn.Sequential(
             _GateLayer(2 * nf, nf, norm=True, bias=True, activation=True),
             _GateLayer(nf, nf // 2, norm=False, bias=False, activation=True),
@@ -77,6 +80,7 @@ class _ResidualInResidualNet(nn.Module):
         pixel_unshuffle: bool,
         blocks_per_checkpoint: int,
         zero_init_last: bool,
+        lean: bool,
     ) -> None:
         super().__init__()
         _check_choice("scale", scale, (1, 2, 4, 8))
@@ -108,7 +112,7 @@ class _ResidualInResidualNet(nn.Module):
             self.conv_first = nn.Conv2d(channels, nf, 7, stride=initial_stride, padding=3)
         else:
             self.conv_first = nn.Conv2d(channels, nf, 3, padding=1)
-        self.body = nn.Sequential(*(block(nf, gc) for _ in range(nb)))
+        self.body = nn.Sequential(*(block(nf, gc, lean) for _ in range(nb)))
         self.conv_body = nn.Conv2d(nf, nf, 3, padding=1)
         self.conv_up1 = nn.Conv2d(nf, nf, 3, padding=1)
         self.conv_up2 = nn.Conv2d(nf, nf, 3, padding=1)
@@ -161,9 +165,7 @@ class _ResidualInResidualNet(nn.Module):
     def _enlarge(self, features: Tensor) -> Tensor:
         convs = [self.conv_up1, self.conv_up2] + ([self.conv_up3] if self.enlargements == 3 else [])
         for index, conv in enumerate(convs):
-            if index < self.enlargements:
-                features = F.interpolate(features, scale_factor=2.0, mode="nearest")
-            features = activate(conv(features))
+            features = activate(_doubled(features, conv) if index < self.enlargements else conv(features))
         return self.conv_last(activate(self.conv_hr(features)))
 
     def _add_enlarged_input(self, picture: Tensor, x: Tensor) -> Tensor:
@@ -233,6 +235,8 @@ class RRDBNet(_ResidualInResidualNet):
             work at the input's size and skip one or both enlargements.
         blocks_per_checkpoint: blocks whose activations are recomputed together when activation checkpointing is on.
         zero_init_last: start with a last convolution of zeros, so that the output starts as what `additive_mode` adds.
+        lean: keep a quarter of what dense blocks otherwise hold for the backward pass, which then takes a little longer; the
+            gradients are the same up to rounding. Goes with activation checkpointing and without.
 
     Raises:
         ValueError: a value is not one of those named, or `additive_mode` does not go with the channels or the stride.
@@ -254,6 +258,7 @@ class RRDBNet(_ResidualInResidualNet):
         pixel_unshuffle: bool = True,
         blocks_per_checkpoint: PositiveInt = 1,
         zero_init_last: bool = False,
+        lean: bool = False,
     ) -> None:
         super().__init__(
             RRDB,
@@ -270,6 +275,7 @@ class RRDBNet(_ResidualInResidualNet):
             pixel_unshuffle=pixel_unshuffle,
             blocks_per_checkpoint=blocks_per_checkpoint,
             zero_init_last=zero_init_last,
+            lean=lean,
         )
 
 
@@ -290,6 +296,8 @@ class RRDBNetBypass(_ResidualInResidualNet):
         output_mode: what is returned: the picture (`hq_only`), picture and features (`hq+features`), or `features_only`.
         blocks_per_checkpoint: blocks whose activations are recomputed together when activation checkpointing is on.
         zero_init_last: start with a last convolution of zeros, so that the output starts as what `additive_mode` adds.
+        lean: keep a quarter of what dense blocks otherwise hold for the backward pass, which then takes a little longer; the
+            gradients are the same up to rounding. Goes with activation checkpointing and without.
 
     Raises:
         ValueError: a value is not one of those named, or `additive_mode` does not go with the channels or the stride.
@@ -309,6 +317,7 @@ class RRDBNetBypass(_ResidualInResidualNet):
         output_mode: Literal["hq_only", "hq+features", "features_only"] = "hq_only",
         blocks_per_checkpoint: PositiveInt = 1,
         zero_init_last: bool = False,
+        lean: bool = False,
     ) -> None:
         if nf % 8:
             raise ValueError(f"nf must be a multiple of 8 (the gates normalise in 8 groups), got {nf}")
@@ -327,7 +336,15 @@ class RRDBNetBypass(_ResidualInResidualNet):
             pixel_unshuffle=False,
             blocks_per_checkpoint=blocks_per_checkpoint,
             zero_init_last=zero_init_last,
+            lean=lean,
         )
+
+
+def _doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution of the enlarged; what is exported keeps the plain operations."""
+    if training_plainly(conv) and convolve_doubled_pays(x):
+        return convolve_doubled(x, conv.weight, conv.bias)
+    return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def _check_choice(option: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -31,6 +31,7 @@ from dlas.engine.flops import Work
 from dlas.engine.followers import FollowerFolder, FollowerRecorder, FollowerWriter
 from dlas.engine.freezing import freezes
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
+from dlas.engine.host_memory import keep_freed_memory
 from dlas.engine.interrupt import Stopping, StopRequest
 from dlas.engine.iteration import IterationRunner
 from dlas.engine.memory_advice import advising, warn_if_too_large
@@ -85,6 +86,8 @@ class Trainer:
         self.device = choose_device(config.device)
         self.layout = memory_format(config.memory_format)
         apply_numeric_settings(config)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         seed_everything(mix_seed(config.seed, "weights"), self.device)
         self.precision = Precision(config.precision, self.device)
         self.strategy = create_strategy(config, self.device)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlas.layers.dense_block import lean_dense_block, training_plainly
 from dlas.layers.recompute import recompute
 
 RESIDUAL_SCALE = 0.2
@@ -36,10 +37,12 @@ class ResidualDenseBlock(nn.Module):
     Args:
         nf: channels of input and output.
         gc: channels that each of the first four convolutions adds.
+        lean: keep less for the backward pass, which takes a little longer: see `dlas.layers.dense_block`.
     """
 
-    def __init__(self, nf: int, gc: int) -> None:
+    def __init__(self, nf: int, gc: int, lean: bool = False) -> None:
         super().__init__()
+        self.lean = lean
         self.conv1 = nn.Conv2d(nf, gc, 3, padding=1)
         self.conv2 = nn.Conv2d(nf + gc, gc, 3, padding=1)
         self.conv3 = nn.Conv2d(nf + 2 * gc, gc, 3, padding=1)
@@ -54,9 +57,13 @@ class ResidualDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, nf, height, width) -> the same shape."""
+        layers = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        if self.lean and training_plainly(*layers):
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
+            return lean_dense_block(x, weights, biases, LEAK, RESIDUAL_SCALE)
         # Each result is appended to what is already joined: in the backward pass one sum then takes the place of one per part.
         seen = x
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+        for conv in layers[:-1]:
             seen = torch.cat((seen, activate(conv(seen))), dim=1)
         return torch.add(x, self.conv5(seen), alpha=RESIDUAL_SCALE)
 
@@ -64,11 +71,11 @@ class ResidualDenseBlock(nn.Module):
 class RRDB(nn.Module):
     """Three residual dense blocks within a residual branch (figure 4, right)."""
 
-    def __init__(self, nf: int, gc: int) -> None:
+    def __init__(self, nf: int, gc: int, lean: bool = False) -> None:
         super().__init__()
-        self.rdb1 = ResidualDenseBlock(nf, gc)
-        self.rdb2 = ResidualDenseBlock(nf, gc)
-        self.rdb3 = ResidualDenseBlock(nf, gc)
+        self.rdb1 = ResidualDenseBlock(nf, gc, lean)
+        self.rdb2 = ResidualDenseBlock(nf, gc, lean)
+        self.rdb3 = ResidualDenseBlock(nf, gc, lean)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, nf, height, width) -> the same shape."""
