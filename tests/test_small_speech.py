@@ -6,6 +6,7 @@ import importlib.util
 import json
 import random
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from dlas.layers.mel import MelSpectrogram
 from spoken import tone
 
 SMALL = Path(__file__).parents[1] / "recipes/tortoise/small"
-STAGES = ("dvae", "vocoder", "autoregressive", "clvp", "diffusion")
+STAGES = ("dvae", "vocoder", "autoregressive", "clvp", "diffusion", "diffusion_latents")
 OVERRIDES = [
     "precision=fp32",
     "train.niter=2",
@@ -37,6 +38,8 @@ OVERRIDES = [
     "clvp:networks.clvp.text_enc_depth=1",
     "clvp:networks.clvp.speech_enc_depth=1",
     "diffusion:networks.decoder.num_layers=1",
+    "diffusion_latents:networks.decoder.num_layers=1",
+    "diffusion_latents:networks.gpt.layers=1",
 ]
 
 
@@ -134,6 +137,31 @@ def test_the_networks_are_measured(trained, scripts, monkeypatch, tmp_path):
     assert {path.name for path in (tmp_path / "measured").iterdir() if path.is_dir()} == ways
     assert (tmp_path / "measured/spoken.jpg").is_file()
     assert "<polyline" in (tmp_path / "measured/samplers.svg").read_text()
+
+
+def test_the_autoencoder_is_trained_before_what_reads_it(scripts, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    script, done, begun = scripts["train_all"], [], threading.Event()
+
+    def train(stage, overrides, times):
+        if stage == "dvae":
+            assert begun.wait(10)  # the vocoder does not wait for it
+        begun.set()
+        done.append(stage)
+        times[stage] = {"processor": 60.0}
+
+    monkeypatch.setattr(script, "train", train)
+    assert script.main([word for each in OVERRIDES for word in ("--set", each)]) == 0
+    assert sorted(done) == sorted(STAGES)
+    assert done.index("dvae") < min(done.index(stage) for stage in ("autoregressive", "clvp", "diffusion"))
+    assert done[-1] == "diffusion_latents"
+
+    def broken(stage, overrides, times):
+        raise SystemExit("the disk is full")
+
+    monkeypatch.setattr(script, "train", broken)
+    with pytest.raises(SystemExit, match="disk"):
+        script.main([])
 
 
 def test_sentences_are_different_ones_and_the_same_each_time(scripts):

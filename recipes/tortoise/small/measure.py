@@ -33,7 +33,7 @@ from dlas.data.audio.manifests import Utterance, read_utterances
 from dlas.diffusion.sampling import seeded_noise
 from dlas.inference.speech.codes import CODE_RATE, SOUND_RATE, frames_of
 from dlas.inference.speech.pipeline import Speaker
-from dlas.inference.speech.stages import spectrogram_of
+from dlas.inference.speech.stages import features_of, spectrogram_of
 from dlas.inference.speech.voices import Voice
 from dlas.injectors.speech import codes_of
 from dlas.interop.state_dicts import load_into, read_state_dict
@@ -56,6 +56,8 @@ VOICE_CLIPS = 4
 
 TOGETHER = 32
 """Clips among which CLVP finds the one that a text is said in."""
+
+PARTS = ("autoencoder", "codes", "clvp", "decoder", "samplers", "said")
 
 WAYS = [("ancestral", steps) for steps in (10, 20, 50, 100, 200)]
 WAYS += [(sampler, steps) for sampler in ("ddim", "dpmpp_2m") for steps in (3, 5, 8, 10, 20)]
@@ -115,9 +117,12 @@ class Measured:
     def read(self, utterance: Utterance) -> Held:
         """A clip with its spectrograms and codes."""
         sound = read_sound(utterance.path, CODE_RATE)
-        power = self.power(sound[None])[0]
-        codes = codes_of(self.dvae, "dvae", (power / self.norms)[None])[0, : len(sound) // 1024]
-        return Held(utterance, sound, power, codes, self.mel(resample(sound, CODE_RATE, SOUND_RATE).clamp(-1, 1)[None])[0])
+        mel = self.mel(resample(sound, CODE_RATE, SOUND_RATE).clamp(-1, 1)[None])[0]
+        return Held(utterance, sound, self.power(sound[None])[0], self.codes(sound), mel)
+
+    def codes(self, sound: Tensor) -> Tensor:
+        """Codes of sound, as many as the networks are trained on."""
+        return codes_of(self.dvae, "dvae", self.power(sound[None]) / self.norms)[0, : len(sound) // 1024]
 
     def voice(self, clips: list[Utterance]) -> Voice:
         """The voice of some clips."""
@@ -141,12 +146,23 @@ class Measured:
         """(80, T) as the decoder's kind of spectrogram, (100, frames)."""
         return (windows(power, frames) @ self.bridge).T
 
-    def decoded(self, codes: Tensor, speaker: str, frames: int, sampler: str, steps: int, seed: int) -> Tensor:
-        """What the decoder makes of codes, (100, frames)."""
+    def aligned(self, held: Held) -> Tensor:
+        """What the decoder reads of a clip's true codes: (1, L), or features (1, L, channels) with its text."""
+        models = self.speaker.models
+        if models.description.decoder_reads == "codes":
+            return held.codes[None]
+        tokens = torch.tensor([[*models.tokenizer.encode(held.utterance.text), 0]])
+        return features_of(models.gpt, self.voices[held.utterance.speaker].speech, tokens, held.codes[None])
+
+    def decoded(self, held: Held, frames: int, sampler: str, steps: int, seed: int) -> Tensor:
+        """What the decoder makes of a clip's true codes, (100, frames)."""
         models = self.speaker.models
         noise = seeded_noise(seed, [0], (len(self.audible), frames))
-        voice = self.voices[speaker].sound
-        made = spectrogram_of(models.decoder, models.process, codes[None], voice, frames, noise, steps=steps, sampler=sampler)
+        given = self.aligned(held), self.voices[held.utterance.speaker].sound
+        kind: Any = models.description.decoder_predicts
+        made = spectrogram_of(
+            models.decoder, models.process, *given, frames, noise, steps=steps, sampler=sampler, prediction=kind
+        )
         return made[0]
 
     def sounded(self, mel: Tensor) -> Tensor:
@@ -157,6 +173,10 @@ class Measured:
     def error(self, found: Tensor, true: Tensor) -> float:
         """Mean absolute difference of two of the decoder's spectrograms in decibels, of the bins that are compared."""
         return DECIBELS * float((found - true)[self.audible].abs().mean())
+
+    def changes(self, mel: Tensor) -> Tensor:
+        """Mean absolute difference of neighbouring frames: less than the true one's is blurred, more is noise."""
+        return mel[self.audible].diff(dim=1).abs().mean()
 
 
 def windows(power: Tensor, frames: int) -> Tensor:
@@ -194,7 +214,7 @@ def size_of(m: Measured) -> int:
 def language_figures(m: Measured) -> dict[str, float]:
     """Perplexity of held-out codes: of the autoregressive model, and of counts of training codes."""
     size = size_of(m)
-    training = [m.read(each).codes for each in m.train]
+    training = [m.codes(read_sound(each.path, CODE_RATE)) for each in m.train]
     single = torch.ones(size).double()
     pairs = torch.zeros(size, size).double()
     for codes in training:
@@ -262,29 +282,27 @@ def decoder_figures(m: Measured, clips: int) -> dict[str, float]:
         found["bridge"].append(m.error(m.across(each.power, frames), each.mel))
         found["autoencoder"].append(m.error(m.across(m.reconstructed(each.power), frames), each.mel))
         voice = m.voices[each.utterance.speaker].sound
-        told = models.decoder.mel_head(models.decoder.timestep_independent(each.codes[None], voice, frames))
+        told = models.decoder.mel_head(models.decoder.timestep_independent(m.aligned(each), voice, frames))
         found["told"].append(m.error(denormalise_mel(told)[0], each.mel))
-        found["diffusion"].append(
-            m.error(m.decoded(each.codes, each.utterance.speaker, frames, "dpmpp_2m", 20, place), each.mel)
-        )
+        found["diffusion"].append(m.error(m.decoded(each, frames, "dpmpp_2m", 20, place), each.mel))
         found["mean"].append(m.error(mean.expand_as(each.mel), each.mel))
     return {name: sum(errors) / len(errors) for name, errors in found.items()}
 
 
 def sampler_figures(m: Measured, clips: int) -> list[dict[str, Any]]:
-    """Errors of the decoder's spectrograms by sampler and steps, and seconds of work for a second of sound."""
+    """By sampler and steps: errors of the decoder's spectrograms, their changes over the true ones', and the work."""
     rows = []
     for sampler, steps in WAYS:
         begun = time.process_time()
-        made = [
-            m.decoded(h.codes, h.utterance.speaker, h.mel.shape[1], sampler, steps, i) for i, h in enumerate(m.held[:clips])
-        ]
+        made = [m.decoded(h, h.mel.shape[1], sampler, steps, i) for i, h in enumerate(m.held[:clips])]
         spent = time.process_time() - begun
         errors = torch.tensor([m.error(one, h.mel) for one, h in zip(made, m.held, strict=False)])
         seconds = sum(len(h.sound) / CODE_RATE for h in m.held[:clips])
-        row = {"sampler": sampler, "steps": steps, "error_db": float(errors.mean()), "real_time_factor": spent / seconds}
+        change = [float(m.changes(one) / m.changes(h.mel)) for one, h in zip(made, m.held, strict=False)]
+        row = {"sampler": sampler, "steps": steps, "error_db": float(errors.mean()), "change": sum(change) / len(change)}
+        row |= {"real_time_factor": spent / seconds}
         rows.append(row)
-        print(f"  {sampler:10}{steps:4}  {row['error_db']:.3f} dB  real-time factor {row['real_time_factor']:.3f}", flush=True)
+        print(f"  {sampler:10}{steps:4}", *(f"{name} {row[name]:.3f}" for name in list(row)[2:]), flush=True)
     return rows
 
 
@@ -302,8 +320,7 @@ def ways_of_saying(m: Measured, settings: dict[str, Any]) -> dict[str, Callable[
 
     def decoder(place: int, held: Held) -> Tensor:
         frames = frames_of(len(held.codes))
-        steps = settings["steps"]
-        return m.sounded(m.decoded(held.codes, held.utterance.speaker, frames, settings["sampler"], steps, place))
+        return m.sounded(m.decoded(held, frames, settings["sampler"], settings["steps"], place))
 
     def spoken(place: int, held: Held, candidates: int = settings["candidates"]) -> Tensor:
         voice = m.voices[held.utterance.speaker]
@@ -332,6 +349,17 @@ def say_all(m: Measured, out: Path, settings: dict[str, Any], clips: int) -> lis
             lines.append(json.dumps({"file": file, "text": held.utterance.text, "speaker": held.utterance.speaker}) + "\n")
         (out / name / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
     return list(ways)
+
+
+def said_figures(m: Measured, settings: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Says held-out sentences in each way, draws some, and has them recognised."""
+    ways = say_all(m, given.out, settings, given.said)
+    files = [f"{h.utterance.speaker}-{h.utterance.path.stem}.wav" for h in m.held[: min(3, given.said)]]
+    picture(given.out, [way for way in ways if way != "spoken_1"], files)
+    figures: dict[str, Any] = {"settings": settings}
+    if given.recogniser or given.encoder:
+        figures |= {way: evaluated(given.out / way, given.corpus, given) for way in ways}
+    return figures
 
 
 def evaluated(folder: Path, corpus: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -416,6 +444,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--recordings", type=Path, default=Path("datasets/asterisk"), help="of make_corpus.py, if they are there"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="what train_all.py was given")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="all, by default; others' figures stay")
     parser.add_argument("--clips", type=int, default=144, help="held-out clips at most (144)")
     parser.add_argument("--said", type=int, default=48, help="of which so many are said, and recognised (48)")
     parser.add_argument("--sampled", type=int, default=24, help="and so many are decoded by each sampler (24)")
@@ -430,25 +459,24 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = {name: getattr(given, name) for name in [*numbers, "sampler"]}
     given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / "figures.json"
+    figures: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     with torch.inference_mode():
         m = Measured(given.models, given.corpus, given.set, given.clips)
-        figures: dict[str, Any] = {"clips": len(m.held), "settings": settings}
-        for name, measure in (
-            ("autoencoder", lambda: autoencoder_figures(m, given.recordings)),
-            ("codes", lambda: language_figures(m)),
-            ("clvp", lambda: retrieval_figures(m)),
-            ("decoder", lambda: decoder_figures(m, given.said)),
-            ("samplers", lambda: sampler_figures(m, given.sampled)),
-        ):
-            figures[name] = measure()
-            print(name, json.dumps(figures[name]), flush=True)
-        ways = say_all(m, given.out, settings, given.said)
-    (given.out / "samplers.svg").write_text(curve(figures["samplers"]), encoding="utf-8")
-    files = [f"{h.utterance.speaker}-{h.utterance.path.stem}.wav" for h in m.held[: min(3, given.said)]]
-    picture(given.out, [way for way in ways if way != "spoken_1"], files)
-    if given.recogniser or given.encoder:
-        figures["said"] = {way: evaluated(given.out / way, given.corpus, given) for way in ways}
-    (given.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        parts: dict[str, Callable[[], Any]] = {
+            "autoencoder": lambda: autoencoder_figures(m, given.recordings),
+            "codes": lambda: language_figures(m),
+            "clvp": lambda: retrieval_figures(m),
+            "decoder": lambda: decoder_figures(m, given.said),
+            "samplers": lambda: sampler_figures(m, given.sampled),
+            "said": lambda: said_figures(m, settings, given),
+        }
+        for part in given.parts:
+            figures |= {"clips": len(m.held), part: parts[part]()}
+            print(part, json.dumps(figures[part]), flush=True)
+            file.write_text(json.dumps(figures, indent=1) + "\n")
+    if "samplers" in given.parts:
+        (given.out / "samplers.svg").write_text(curve(figures["samplers"]), encoding="utf-8")
     return 0
 
 

@@ -6,8 +6,8 @@
     dlas speak "peter will call anna at four on sunday" --models models/small --voice datasets/commands/valid/joe \\
         --max-codes 110 --candidates 16 --guidance 0 --sampler dpmpp_2m --steps 10 -o hello.wav
 
-Two trainings run beside each other, each on one thread: the autoencoder and the autoregressive model in one lane, the others in
-the other one. A call that was stopped goes on where it was. What each training cost is in models/small/times.json.
+Two trainings run beside each other, each on one thread: see `LANES`. A call that was stopped goes on where it was. What each
+training cost is in models/small/times.json.
 """
 
 from __future__ import annotations
@@ -30,11 +30,22 @@ from dlas.config import load
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 MODELS = Path("models/small")
-STAGES = ("dvae", "autoregressive", "clvp", "diffusion", "vocoder")
+LANES = (("dvae", "autoregressive", "diffusion_latents"), ("vocoder", "clvp", "diffusion"))
+"""Stages that are trained one after the other, beside those of the other lane."""
+
+STAGES = (*LANES[0], *LANES[1])
+BEGINS_WITH = {
+    "autoregressive": {"dvae": ("dvae", "dvae")},
+    "clvp": {"dvae": ("dvae", "dvae")},
+    "diffusion": {"dvae": ("dvae", "dvae")},
+    "diffusion_latents": {"dvae": ("dvae", "dvae"), "gpt": ("autoregressive", "gpt"), "decoder": ("diffusion", "decoder")},
+}
+"""By stage and network of its file: the stage, and its network, whose weights it begins with."""
+
 NETWORKS = {
     "autoregressive": ("autoregressive", "gpt", "autoregressive"),
     "clvp2": ("clvp", "clvp", "clvp"),
-    "diffusion_decoder": ("diffusion", "decoder", "diffusion_decoder"),
+    "diffusion_decoder": ("diffusion_latents", "decoder", "diffusion_decoder"),
     "vocoder": ("vocoder", "vocoder", "vocoder"),
 }
 """By file that `dlas speak` reads: the stage, its network, and the entry of speech.yml with its options."""
@@ -78,12 +89,11 @@ def run(command: list[str]) -> float:
 
 
 def overrides_of(stage: str, overrides: list[str]) -> list[str]:
-    """What of `KEY=VALUE` and `STAGE:KEY=VALUE` is for one file, and where the weights of its frozen autoencoder are."""
+    """What of `KEY=VALUE` and `STAGE:KEY=VALUE` is for one file, and where weights are that it begins with."""
     own = [each for each in overrides if ":" not in each.partition("=")[0]]
     own += [each.partition(":")[2] for each in overrides if each.partition("=")[0].partition(":")[0] == stage]
-    if stage in ("autoregressive", "clvp", "diffusion"):
-        own.append(f"path.pretrain.dvae={weights('dvae', 'dvae', overrides)}")
-    return own
+    begins = BEGINS_WITH.get(stage, {}).items()
+    return own + [f"path.pretrain.{name}={weights(*source, overrides)}" for name, source in begins]
 
 
 def weights(stage: str, network: str, overrides: list[str]) -> Path:
@@ -105,12 +115,12 @@ def train(stage: str, overrides: list[str], times: dict[str, dict[str, float]]) 
 
 def assemble(overrides: list[str]) -> None:
     """Copies the averaged weights into the folder of models, and writes speech.yml, which tells their sizes."""
-    described: dict[str, Any] = {"decoder_reads": "codes", "silence": None, "training_signs": True}
+    described: dict[str, Any] = {"decoder_reads": "latents", "decoder_predicts": "x0", "silence": None, "training_signs": True}
     for file, (stage, name, entry) in NETWORKS.items():
         config = load(HERE / f"{stage}.yml", overrides_of(stage, overrides))
         shutil.copyfile(weights(stage, name, overrides), MODELS / f"{file}.safetensors")
         described[entry] = dict(config.networks[name].options)
-        if stage in ("autoregressive", "diffusion"):
+        if stage in ("autoregressive", "diffusion_latents"):
             heard = config.datasets["train"].options["conditioning_length"]
             described |= (
                 {"clip_samples": heard} if stage == "autoregressive" else {"decoder_clip_samples": heard * 24000 // 22050}
@@ -128,25 +138,24 @@ def main(arguments: list[str] | None = None) -> int:
     prepare()
     file = MODELS / "times.json"
     times: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
-    ready, failed = threading.Event(), list[BaseException]()
+    done, failed = {stage: threading.Event() for stage in STAGES}, list[BaseException]()
 
-    def lane(stages: list[str], waits_before: str = "") -> None:
+    def lane(stages: tuple[str, ...]) -> None:
         try:
             for stage in stages:
-                if stage == waits_before:
-                    ready.wait()
+                for source, _ in BEGINS_WITH.get(stage, {}).values():
+                    done[source].wait()
                 if failed:
                     return
                 if stage in given.stages:
                     train(stage, given.set, times)
-                if stage == "dvae":
-                    ready.set()
+                done[stage].set()
         except BaseException as error:  # is raised again below
             failed.append(error)
-            ready.set()
+            for event in done.values():
+                event.set()
 
-    lanes = [threading.Thread(target=lane, args=(["dvae", "autoregressive"],))]
-    lanes.append(threading.Thread(target=lane, args=(["vocoder", "clvp", "diffusion"], "clvp")))
+    lanes = [threading.Thread(target=lane, args=(stages,)) for stages in LANES]
     for each in lanes:
         each.start()
     for each in lanes:

@@ -13,6 +13,7 @@ from dlas.archs.speech.diffusion_tts import DiffusionTTS
 from dlas.archs.speech.unified_voice import UnifiedVoice
 from dlas.diffusion.denoising import NetworkDenoiser
 from dlas.diffusion.guidance import ClassifierFree, Guidance, clip
+from dlas.diffusion.levels import Prediction
 from dlas.diffusion.processes import Timesteps
 from dlas.diffusion.respacing import Respaced, spaced_timesteps
 from dlas.diffusion.samplers import Noise, create_sampler
@@ -55,6 +56,7 @@ def spectrogram_of(
     steps: int,
     sampler: str = "ancestral",
     guidance: float = 0.0,
+    prediction: Prediction = "eps",
 ) -> Tensor:
     """Decodes by diffusion. The condition is encoded once, and guidance is one call of twice the batch.
 
@@ -68,6 +70,7 @@ def spectrogram_of(
         steps: evenly spaced among those of the process.
         sampler: its name.
         guidance: k of (1 + k) good - k bad, growing from 0 at the noisiest.
+        prediction: what the network was trained to predict.
 
     Returns:
         Log-mel spectrogram, (1, bins, frames), float32.
@@ -79,7 +82,7 @@ def spectrogram_of(
         predicted: Tensor = decoder(x.to(condition.dtype), times, **conditions)
         return predicted
 
-    given: dict[str, Any] = {"process": spaced, "learned_variance": True, "transform": clip()}
+    given: dict[str, Any] = {"process": spaced, "prediction": prediction, "learned_variance": True, "transform": clip()}
     given["conditions"] = {"precomputed_aligned_embeddings": condition}
     if guidance:
         without = decoder.unconditioned_embedding.to(condition.dtype).expand_as(condition)
