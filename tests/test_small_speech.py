@@ -133,7 +133,7 @@ def test_the_networks_are_measured(trained, scripts, monkeypatch, tmp_path):
     assert figures["clvp"]["chance"] == 1 / 32
     assert figures["decoder"]["bridge"] < figures["decoder"]["mean"]
     assert [row["steps"] for row in figures["samplers"]] == [3, 2, 2]
-    ways = {"original", "vocoder", "autoencoder", "decoder", "spoken_1", "spoken"}
+    ways = {"original", "vocoder", "autoencoder", "decoder", "spoken_without_decoder", "spoken_1", "spoken"}
     assert {path.name for path in (tmp_path / "measured").iterdir() if path.is_dir()} == ways
     assert (tmp_path / "measured/spoken.jpg").is_file()
     assert "<polyline" in (tmp_path / "measured/samplers.svg").read_text()

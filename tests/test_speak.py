@@ -55,17 +55,24 @@ def test_a_decoder_may_predict_the_spectrogram(sampler):
     random = torch.Generator().manual_seed(0)
     true = torch.rand(1, 5, 8, generator=random) * 2 - 1
 
+    seen = []
+
     class Knowing(torch.nn.Module):  # whatever it is shown
         def timestep_independent(self, aligned, voice, frames):
             return torch.zeros(1, 3, frames)
 
         def forward(self, x, times, precomputed_aligned_embeddings):
+            seen.append(int(times))
             return torch.cat((true, torch.zeros_like(true)), dim=1)
 
     process = create_process({"type": "vp", "schedule": "linear", "steps": 50})
     given = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 6), 8, lambda k: torch.randn(1, 5, 8, generator=random)
     made = spectrogram_of(Knowing(), process, *given, steps=4, sampler=sampler, prediction="x0")
     torch.testing.assert_close(made, denormalise_mel(true))
+    assert seen == [49, 37, 24, 11]  # not the clean end
+    seen.clear()
+    spectrogram_of(Knowing(), process, *given, steps=4, sampler=sampler)
+    assert seen == [49, 33, 16, 0]
 
 
 def test_sentences_are_cut_where_they_end():

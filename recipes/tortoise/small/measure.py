@@ -307,7 +307,7 @@ def sampler_figures(m: Measured, clips: int) -> list[dict[str, Any]]:
 
 
 def ways_of_saying(m: Measured, settings: dict[str, Any]) -> dict[str, Callable[[int, Held], Tensor]]:
-    """By name: the original, and what more and more networks make of it."""
+    """By name: the original, what more and more networks make of it, and what they say of its text alone."""
 
     def original(place: int, held: Held) -> Tensor:
         return resample(held.sound, CODE_RATE, SOUND_RATE)
@@ -327,11 +327,19 @@ def ways_of_saying(m: Measured, settings: dict[str, Any]) -> dict[str, Callable[
         chosen = {**settings, "candidates": candidates}
         return torch.cat([piece.sound for piece in m.speaker.say(held.utterance.text, voice, seed=place, **chosen)])
 
+    def without_decoder(place: int, held: Held) -> Tensor:
+        voice = m.voices[held.utterance.speaker]
+        pieces = m.speaker.say(held.utterance.text, voice, seed=place, **{**settings, "steps": 1})
+        codes = torch.cat([piece.codes for piece in pieces])
+        power = m.dvae.decode(codes[None])[0][0] * m.norms
+        return m.sounded(m.across(power, frames_of(len(codes))))
+
     return {
         "original": original,
         "vocoder": vocoder,
         "autoencoder": autoencoder,
         "decoder": decoder,
+        "spoken_without_decoder": without_decoder,
         "spoken_1": lambda place, held: spoken(place, held, 1),
         "spoken": spoken,
     }
@@ -355,7 +363,7 @@ def said_figures(m: Measured, settings: dict[str, Any], given: argparse.Namespac
     """Says held-out sentences in each way, draws some, and has them recognised."""
     ways = say_all(m, given.out, settings, given.said)
     files = [f"{h.utterance.speaker}-{h.utterance.path.stem}.wav" for h in m.held[: min(3, given.said)]]
-    picture(given.out, [way for way in ways if way != "spoken_1"], files)
+    picture(given.out, [way for way in ways if not way.startswith("spoken_")], files)
     figures: dict[str, Any] = {"settings": settings}
     if given.recogniser or given.encoder:
         figures |= {way: evaluated(given.out / way, given.corpus, given) for way in ways}
@@ -452,10 +460,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", metavar="FILE.py", help="as of `dlas evaluate speech`")
         parser.add_argument(f"--{name}-option", action="append", default=[], metavar="KEY=VALUE")
     numbers: dict[str, tuple[type, Any]] = {"candidates": (int, 16), "temperature": (float, 0.7), "top_p": (float, 0.8)}
-    numbers |= {"repetition_penalty": (float, 1.0), "steps": (int, 10), "guidance": (float, 0.0), "max_codes": (int, 110)}
+    numbers |= {"repetition_penalty": (float, 1.0), "steps": (int, 3), "guidance": (float, 0.0), "max_codes": (int, 110)}
     for name, (kind, value) in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help=f"of speaking ({value})")
-    parser.add_argument("--sampler", default="dpmpp_2m", help="of speaking (dpmpp_2m)")
+    parser.add_argument("--sampler", default="ddim", help="of speaking (ddim)")
     given = parser.parse_args(arguments)
     settings = {name: getattr(given, name) for name in [*numbers, "sampler"]}
     given.out.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def spectrogram_of(
         voice: latent, (1, channels).
         frames: length of the result.
         noise: of the chain, float32.
-        steps: evenly spaced among those of the process.
+        steps: evenly spaced among those of the process: both ends included for eps, without the clean end for x0.
         sampler: its name.
         guidance: k of (1 + k) good - k bad, growing from 0 at the noisiest.
         prediction: what the network was trained to predict.
@@ -75,7 +75,10 @@ def spectrogram_of(
     Returns:
         Log-mel spectrogram, (1, bins, frames), float32.
     """
-    spaced = Respaced(process, spaced_timesteps(process.steps, [steps]))
+    # What is seen at the clean end is the result: a network that predicts the noise corrects it there by little, one that
+    # predicts the spectrogram makes it anew, out of samples smoother than any that it was trained on.
+    own = spaced_timesteps(process.steps, [steps])
+    spaced = Respaced(process, own if prediction == "eps" else sorted(int(time) for time in process.spaced(steps)))
     condition = decoder.timestep_independent(aligned, voice, frames)
 
     def network(x: Tensor, times: Tensor, **conditions: Any) -> Tensor:
