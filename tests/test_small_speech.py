@@ -106,6 +106,11 @@ def in_this_process(mel_norms):
     return run
 
 
+def first_text():
+    """Of the clip that is measured first: of the first voice."""
+    return json.loads(Path("datasets/commands/valid.jsonl").read_text().splitlines()[3])["text"]  # "high" is before "low"
+
+
 def test_the_networks_of_the_recipe_speak(trained, monkeypatch, tmp_path):
     monkeypatch.chdir(trained)
     told = yaml.safe_load(Path("models/small/speech.yml").read_text())
@@ -124,6 +129,10 @@ def test_the_networks_are_measured(trained, scripts, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "WAYS", [("ancestral", 3), ("ddim", 2), ("dpmpp_2m", 2)])
     options = ["--clips", "4", "--said", "1", "--sampled", "1", "--candidates", "2", "--steps", "2", "--max-codes", "8"]
     overrides = [word for each in OVERRIDES for word in ("--set", each)]
+    recogniser = tmp_path / "recogniser.py"
+    recogniser.write_text(f"def transcribe(clips, rate):\n    return [{first_text()!r} for clip in clips]\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda command, check: dlas(command[3:]))
+    options += ["--recogniser", str(recogniser)]
     assert measure.main(["-o", str(tmp_path / "measured"), *options, *overrides]) == 0
     figures = json.loads((tmp_path / "measured/figures.json").read_text())
     assert figures["clips"] == 4
@@ -133,6 +142,7 @@ def test_the_networks_are_measured(trained, scripts, monkeypatch, tmp_path):
     assert figures["clvp"]["chance"] == 1 / 32
     assert figures["decoder"]["bridge"] < figures["decoder"]["mean"]
     assert [row["steps"] for row in figures["samplers"]] == [3, 2, 2]
+    assert figures["said"]["spoken"]["word_error_rate"] == 0 and figures["said"]["spoken"]["sentences_found"] == 1
     ways = {"original", "vocoder", "autoencoder", "decoder", "spoken_without_decoder", "spoken_1", "spoken"}
     assert {path.name for path in (tmp_path / "measured").iterdir() if path.is_dir()} == ways
     assert (tmp_path / "measured/spoken.jpg").is_file()

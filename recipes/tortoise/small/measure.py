@@ -11,6 +11,7 @@ with their list. `dlas evaluate speech` measures these where a recogniser or an 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import subprocess
@@ -39,6 +40,7 @@ from dlas.injectors.speech import codes_of
 from dlas.interop.state_dicts import load_into, read_state_dict
 from dlas.layers.mel import MelSpectrogram, denormalise_mel, resample, to_hertz, to_mel
 from dlas.metrics.codes import codebook_use
+from dlas.metrics.error_rate import character_errors
 from dlas.observe.sounds import spectrogram_picture, write_wav
 
 HERE = Path(__file__).resolve().parent
@@ -366,12 +368,13 @@ def said_figures(m: Measured, settings: dict[str, Any], given: argparse.Namespac
     picture(given.out, [way for way in ways if not way.startswith("spoken_")], files)
     figures: dict[str, Any] = {"settings": settings}
     if given.recogniser or given.encoder:
-        figures |= {way: evaluated(given.out / way, given.corpus, given) for way in ways}
+        texts = [held.utterance.text for held in m.held]
+        figures |= {way: evaluated(given.out / way, given, texts) for way in ways}
     return figures
 
 
-def evaluated(folder: Path, corpus: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """What `dlas evaluate speech` says of a folder of sounds."""
+def evaluated(folder: Path, given: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
+    """What `dlas evaluate speech` says of sounds, and how often what is heard is nearest to the right one of some texts."""
     command = [
         sys.executable,
         "-m",
@@ -382,13 +385,18 @@ def evaluated(folder: Path, corpus: Path, given: argparse.Namespace) -> dict[str
         "-o",
         str(folder / "figures"),
     ]
-    command += ["--rate", "16000", "--reference", str(corpus / "valid.jsonl"), "--cleaner", "english"]
+    command += ["--rate", "16000", "--reference", str(given.corpus / "valid.jsonl"), "--cleaner", "english"]
     for name in ("recogniser", "encoder"):
         command += [f"--{name}", getattr(given, name)] if getattr(given, name) else []
         for option in getattr(given, f"{name}_option"):
             command += [f"--{name}-option", option]
     subprocess.run(command, check=True)
     figures: dict[str, Any] = json.loads((folder / "figures/figures.json").read_text())
+    if given.recogniser:
+        with (folder / "figures/clips.csv").open(newline="", encoding="utf-8") as file:
+            rows = [(row["text"], row["heard"]) for row in csv.DictReader(file)]
+        right = [text == min(texts, key=lambda other: character_errors(other, heard).rate) for text, heard in rows]
+        figures["sentences_found"] = sum(right) / len(right)
     return figures
 
 

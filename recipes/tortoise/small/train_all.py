@@ -3,8 +3,8 @@
     python recipes/tortoise/small/synthesise.py datasets/commands
     python recipes/tortoise/make_corpus.py datasets/asterisk --languages en es fr it ru
     python recipes/tortoise/small/train_all.py
-    dlas speak "peter will call anna at four on sunday" --models models/small --voice datasets/commands/valid/joe \\
-        --max-codes 110 --candidates 16 --guidance 0 --sampler dpmpp_2m --steps 10 -o hello.wav
+    dlas speak "sarah will help david at nine on thursday" --models models/small --voice datasets/commands/valid/joe \\
+        --preset ultra_fast --max-codes 110 --repetition-penalty 1 --temperature 0.7 --sampler ddim --steps 3 -o hello.wav
 
 Two trainings run beside each other, each on one thread: see `LANES`. A call that was stopped goes on where it was. What each
 training cost is in models/small/times.json.
