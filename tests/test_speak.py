@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from dlas.cli.main import main
+from dlas.diffusion import create_process
 from dlas.errors import CheckpointError, ConfigurationError, DataError, UserError
 from dlas.inference.speech.pipeline import Speaker
 from dlas.inference.speech.presets import PRESETS, Settings, settings_of
 from dlas.inference.speech.sentences import split_text
+from dlas.inference.speech.stages import spectrogram_of
+from dlas.layers.mel import denormalise_mel
 from tiny_speech import QUICK, make_clip, make_models
 
 TEXT = "The first sentence is said at once. Then, after it, comes another one!"
@@ -45,6 +48,31 @@ def voice(speaker, clips):
 
 def sound_of(speaker, voice, text=TEXT, **settings):
     return torch.cat([piece.sound for piece in speaker.say(text, voice, **(QUICK | settings))])
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m"])
+def test_a_decoder_may_predict_the_spectrogram(sampler):
+    random = torch.Generator().manual_seed(0)
+    true = torch.rand(1, 5, 8, generator=random) * 2 - 1
+
+    seen = []
+
+    class Knowing(torch.nn.Module):  # whatever it is shown
+        def timestep_independent(self, aligned, voice, frames):
+            return torch.zeros(1, 3, frames)
+
+        def forward(self, x, times, precomputed_aligned_embeddings):
+            seen.append(int(times))
+            return torch.cat((true, torch.zeros_like(true)), dim=1)
+
+    process = create_process({"type": "vp", "schedule": "linear", "steps": 50})
+    given = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 6), 8, lambda k: torch.randn(1, 5, 8, generator=random)
+    made = spectrogram_of(Knowing(), process, *given, steps=4, sampler=sampler, prediction="x0")
+    torch.testing.assert_close(made, denormalise_mel(true))
+    assert seen == [49, 37, 24, 11]  # not the clean end
+    seen.clear()
+    spectrogram_of(Knowing(), process, *given, steps=4, sampler=sampler)
+    assert seen == [49, 33, 16, 0]
 
 
 def test_sentences_are_cut_where_they_end():
@@ -204,6 +232,7 @@ def test_half_precision_speaks(folder, clips):
         (lambda f: (f / "speech.yml").write_text("autoregresive: {}"), "did you mean 'autoregressive'"),
         (lambda f: (f / "speech.yml").write_text("clvp: 3"), "clvp: expected Mapping, found 3"),
         (lambda f: (f / "speech.yml").write_text("decoder_reads: words"), "one of latents, codes"),
+        (lambda f: (f / "speech.yml").write_text("decoder_predicts: v"), "one of eps, x0"),
         (lambda f: (f / "speech.yml").write_text("[1"), "YAML"),
         (lambda f: (f / "mel_norms.pth").write_bytes(b"no"), "mel_norms.pth: cannot be read"),
         (lambda f: torch.save({"a": torch.ones(1)}, f / "clvp2.pth") or (f / "clvp2.safetensors").unlink(), "does not fit"),

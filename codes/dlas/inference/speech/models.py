@@ -54,6 +54,7 @@ class Description:
         diffusion_decoder: of `diffusion_tts_flat`.
         vocoder: of `univnet`.
         diffusion: process that the decoder was trained with.
+        decoder_predicts: eps (the noise), or x0 (the spectrogram), as it was trained.
         decoder_reads: latents (features of the autoregressive model), or codes, for a decoder that was trained on them only.
         cleaner: of texts: english, basic or transliteration.
         training_signs: see `VoiceTokenizer`.
@@ -70,6 +71,7 @@ class Description:
     diffusion_decoder: Mapping[str, Any] = field(default_factory=lambda: _DECODER)
     vocoder: Mapping[str, Any] = field(default_factory=dict)
     diffusion: Mapping[str, Any] = field(default_factory=lambda: {"type": "vp", "schedule": "linear", "steps": 4000})
+    decoder_predicts: str = "eps"
     decoder_reads: str = "latents"
     cleaner: str = "english"
     training_signs: bool = False
@@ -109,7 +111,11 @@ class Description:
                 value = told[name] = tuple(value) if isinstance(value, list) else value
             if not isinstance(value, kind) and not (name == "silence" and value is None):
                 raise ConfigurationError(f"{path}: {name}: expected {kind.__name__}, found {value!r}")
-        for name, choices in (("decoder_reads", ("latents", "codes")), ("cleaner", ("english", "basic", "transliteration"))):
+        for name, choices in (
+            ("decoder_predicts", ("eps", "x0")),
+            ("decoder_reads", ("latents", "codes")),
+            ("cleaner", ("english", "basic", "transliteration")),
+        ):
             if told.get(name, choices[0]) not in choices:
                 raise ConfigurationError(f"{path}: {name} is one of {', '.join(choices)}; found '{told[name]}'")
         return Description(**told)

@@ -166,6 +166,7 @@ class Speaker:
                 steps=settings.steps,
                 sampler=settings.sampler,
                 guidance=settings.guidance,
+                prediction=models.description.decoder_predicts,  # type: ignore[arg-type]  # as `Description.read` checks
             )
         with clock.stage("sound"):
             z = seeded_noise(seed, [0], (models.vocoder.noise_dim, frames + TAIL), stream="vocoder")(0)

@@ -13,6 +13,7 @@ from dlas.archs.speech.diffusion_tts import DiffusionTTS
 from dlas.archs.speech.unified_voice import UnifiedVoice
 from dlas.diffusion.denoising import NetworkDenoiser
 from dlas.diffusion.guidance import ClassifierFree, Guidance, clip
+from dlas.diffusion.levels import Prediction
 from dlas.diffusion.processes import Timesteps
 from dlas.diffusion.respacing import Respaced, spaced_timesteps
 from dlas.diffusion.samplers import Noise, create_sampler
@@ -55,6 +56,7 @@ def spectrogram_of(
     steps: int,
     sampler: str = "ancestral",
     guidance: float = 0.0,
+    prediction: Prediction = "eps",
 ) -> Tensor:
     """Decodes by diffusion. The condition is encoded once, and guidance is one call of twice the batch.
 
@@ -65,21 +67,25 @@ def spectrogram_of(
         voice: latent, (1, channels).
         frames: length of the result.
         noise: of the chain, float32.
-        steps: evenly spaced among those of the process.
+        steps: evenly spaced among those of the process: both ends included for eps, without the clean end for x0.
         sampler: its name.
         guidance: k of (1 + k) good - k bad, growing from 0 at the noisiest.
+        prediction: what the network was trained to predict.
 
     Returns:
         Log-mel spectrogram, (1, bins, frames), float32.
     """
-    spaced = Respaced(process, spaced_timesteps(process.steps, [steps]))
+    # What is seen at the clean end is the result: a network that predicts the noise corrects it there by little, one that
+    # predicts the spectrogram makes it anew, out of samples smoother than any that it was trained on.
+    own = spaced_timesteps(process.steps, [steps])
+    spaced = Respaced(process, own if prediction == "eps" else sorted(int(time) for time in process.spaced(steps)))
     condition = decoder.timestep_independent(aligned, voice, frames)
 
     def network(x: Tensor, times: Tensor, **conditions: Any) -> Tensor:
         predicted: Tensor = decoder(x.to(condition.dtype), times, **conditions)
         return predicted
 
-    given: dict[str, Any] = {"process": spaced, "learned_variance": True, "transform": clip()}
+    given: dict[str, Any] = {"process": spaced, "prediction": prediction, "learned_variance": True, "transform": clip()}
     given["conditions"] = {"precomputed_aligned_embeddings": condition}
     if guidance:
         without = decoder.unconditioned_embedding.to(condition.dtype).expand_as(condition)
