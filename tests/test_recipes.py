@@ -87,7 +87,7 @@ def test_so_do_those_of_real_esrgan(family):
 
 
 LATENT = RECIPES / "latent_t2i"  # its phases are tested together
-TESTED_ELSEWHERE = (LATENT, RECIPES / "stylegan2", RECIPES / "tortoise")
+TESTED_ELSEWHERE = (LATENT, RECIPES / "stylegan2", RECIPES / "tortoise", RECIPES / "tortoise/small")
 FULL = [path for path in sorted(RECIPES.rglob("*.yml")) if "small" not in path.name and path.parent not in TESTED_ELSEWHERE]
 GENERATIVE = ("edm", "flow")
 """Folders of recipes that make pictures of nothing."""

@@ -174,6 +174,14 @@ def test_the_autoencoder_is_trained_before_what_reads_it(scripts, trained, monke
         script.main([])
 
 
+def test_files_name_the_weights_that_the_others_leave(scripts):
+    script = scripts["train_all"]
+    assert sorted(path.stem for path in SMALL.glob("*.yml")) == sorted(STAGES) == sorted(script.STAGES)
+    for stage in STAGES:
+        told = load(SMALL / f"{stage}.yml").path.pretrain
+        assert told == {name: str(script.weights(*source, [])) for name, source in script.BEGINS_WITH.get(stage, {}).items()}
+
+
 def test_sentences_are_different_ones_and_the_same_each_time(scripts):
     sentences = scripts["synthesise"].sentences
     assert len(set(sentences(500))) == 500 and sentences(500) == sentences(500)

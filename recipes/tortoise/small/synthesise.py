@@ -73,6 +73,9 @@ FORMS = [
     "play some {music} music in the {room}",
     "how is the weather in {city} on {day}",
 ]
+MOST = 10000
+"""Sentences that can be asked for; the forms make 14,119."""
+
 WEIGHTS = [1.0, 1.0, 0.5, 2.0, 0.3, 1.5, 2.0, 2.0, 0.3, 0.3]
 
 Say = Callable[[str], np.ndarray]
@@ -176,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder that is made; it must not exist or be empty")
     parser.add_argument("--voices", nargs="+", choices=VOICES, default=["joe", "slt", "rms"], help="joe slt rms")
-    parser.add_argument("--clips", type=int, nargs="+", default=[1700, 900, 900], help="of each voice (1700 900 900)")
+    parser.add_argument("--clips", type=int, nargs="+", default=[2000, 1000, 1000], help="of each voice (2000 1000 1000)")
     parser.add_argument("--held-out", type=int, default=48, help="of the clips of each voice (48)")
     parser.add_argument("--noise", type=float, default=0.333, help="how much Piper's performances differ (0.333)")
     parser.add_argument("--debs", type=Path, help="folder with the packages; what lacks there is downloaded into it and kept")
@@ -184,6 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if len(given.clips) != len(given.voices) or min(given.clips) <= given.held_out:
             raise PreparationError("--clips needs a number for each of --voices, each above --held-out")
+        if sum(given.clips) > MOST:
+            raise PreparationError(f"--clips asks for {sum(given.clips)} sentences, and there are not many more than {MOST}")
         if given.out.exists() and any(given.out.iterdir()):
             raise PreparationError(f"{given.out} is not empty: name another folder, or delete it")
         given.out.mkdir(parents=True, exist_ok=True)
