@@ -271,6 +271,8 @@ def test_limits_of_the_networks_are_kept(speaker, voice):
         speaker.say(TEXT, voice, **(QUICK | {"max_codes": 42}))
     pieces = list(speaker.say("word, " * 40, voice, **(QUICK | {"candidates": 1, "max_codes": 41})))
     assert len(pieces) > 1 and all(len(piece.sound) for piece in pieces)
+    unlimited = {name: value for name, value in QUICK.items() if name != "max_codes"}  # a preset says more than they can
+    assert [len(piece.codes) <= 41 for piece in speaker.say("word", voice, **unlimited)] == [True]
 
 
 def command(*arguments: object) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +127,8 @@ class Speaker:
         """
         chosen = settings_of(preset, **settings)
         most = self.models.gpt.mel_pos_embedding.emb.num_embeddings - 2  # for start and stop
+        if "max_codes" not in settings:  # a preset's is for the published networks
+            chosen = replace(chosen, max_codes=min(chosen.max_codes, most))
         if chosen.max_codes > most:
             raise ConfigurationError(f"max_codes is {chosen.max_codes}, and these networks say {most} codes at once at most")
         if chosen.voice_share and self.models.cvvp is None:

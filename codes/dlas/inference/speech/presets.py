@@ -24,7 +24,7 @@ class Settings:
         top_k: and from so many; 0: off.
         repetition_penalty: on codes that occurred; 1: none.
         typical_mass: see `dlas.layers.token_sampling.keep_typical`; 1: off.
-        max_codes: longest utterance; 21.5 codes are a second of the published networks.
+        max_codes: longest utterance; 21.5 codes are a second of the published networks. By default 500, or what networks can.
         voice_share: which part of the ranking is how well a candidate fits the voice, from 0 to 1; over 0 needs CVVP.
         sampler: ancestral, ddim or dpmpp_2m (DPM-Solver++ 2M), the latter two are meant for fewer steps.
         steps: of the decoder by diffusion.
