@@ -24,7 +24,7 @@ from paired import describe_machine
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "dlas --help": ["-m", "dlas", "--help"],
-    "dlas list": ["-m", "dlas", "list"],
+    "dlas list archs": ["-m", "dlas", "list", "archs"],
     "dlas check": ["-m", "dlas", "check", "-opt", "options/train_rrdb_psnr.yml"],
     "first step": ["benchmarks/first_step.py"],
 }
