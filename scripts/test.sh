@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up and runs every check: formatting, lint, types, tests. Arguments go to pytest.
+# Sets everything up and runs every check: formatting, lint, types, tests. Arguments go to pytest; `-m slow` are the long tests.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment test
@@ -7,4 +7,4 @@ make_environment test
 .venv/bin/ruff check .
 .venv/bin/mypy
 export OMP_NUM_THREADS=1 # tests run in parallel processes
-exec .venv/bin/python -m pytest -n auto "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadgroup "$@"

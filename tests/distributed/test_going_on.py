@@ -42,6 +42,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert_same_figures(rows(one, "train")[-1], rows(other, "train")[-1])
 
 
+@pytest.mark.slow
 def test_two_then_four_processes_then_one_take_the_samples_that_one_takes(tmp_path):
     text, *overrides = RESUMED
     whole = alone(tmp_path, text, *overrides, watched(tmp_path / "whole"), "name=all")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from test_several_processes import TEACHER, torchrun
 
 from dlas.engine import checkpoint
 
 
+@pytest.mark.slow  # torchrun waits for half a minute before it kills
 def test_a_process_that_hangs_ends_the_run_after_the_time_that_is_given(tmp_path):
     hang = "steps.generator.injectors.hang={type: toy_death, in: taught, out: same, at: 4, rank: 1, hangs: true}"
     job = (TEACHER, "distributed={strategy: fsdp, timeout: 6}", "checkpoints.format=sharded", hang)

@@ -55,6 +55,7 @@ def session(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_four_and_one_processes_go_on_from_one_another(session, tmp_path):
     first = session / "goes_on/checkpoints/3"
     assert {path.name for path in first.iterdir()} == {
