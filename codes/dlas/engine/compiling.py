@@ -22,6 +22,6 @@ def compile_networks(networks: Mapping[str, nn.Module], whole: bool) -> None:
         ConfigurationError: they are.
     """
     if not whole:
-        raise ConfigurationError("compile: true is not possible with 'strategy: fsdp'; leave one of them out")
+        raise ConfigurationError("compile: true is not possible with 'strategy: fsdp' or 'deepspeed'; leave one of them out")
     for network in networks.values():
         network.compile()
