@@ -228,7 +228,7 @@ def test_one_bad_micro_batch_holds_the_whole_update(tmp_path, monkeypatch, lag):
 
 OPTIONS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}
 EVERY_OPTIMIZER = [
-    *OPTIMIZERS.entries(),
+    *sorted(OPTIMIZERS.entries().keys() - toys.NEED_APEX),
     "nadam",
     "RAdam",
     "Adagrad",

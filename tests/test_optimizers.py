@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import toys
 from dlas.errors import ConfigurationError, MissingPackageError
 from dlas.optim import build_optimizer
 from dlas.optim.layerwise import Lamb, Lars
@@ -19,7 +20,6 @@ from dlas.registry import OPTIMIZERS
 # Options that each registered optimiser cannot do without.
 MINIMAL: dict[str, dict[str, Any]] = {name: {"lr": 0.01} for name in ("adam", "adamw", "sgd", "lamb", "lars")}
 MINIMAL |= {f"fused_{name}": {"lr": 0.01} for name in ("adam", "sgd", "adagrad", "lamb")}
-NEEDS_APEX = {"fused_novograd"}
 
 
 class Net(nn.Module):
@@ -68,7 +68,7 @@ def train(optimizer: torch.optim.Optimizer, nets: dict[str, nn.Module], steps: i
 
 
 def test_every_optimizer_is_in_the_table() -> None:
-    assert set(MINIMAL) == set(OPTIMIZERS.entries()) - NEEDS_APEX
+    assert set(MINIMAL) == set(OPTIMIZERS.entries()) - toys.NEED_APEX
 
 
 @pytest.mark.parametrize("name", [*sorted(MINIMAL), "NAdam", "radam", "RMSprop", "Adafactor", "torch.optim.Adamax"])

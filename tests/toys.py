@@ -14,6 +14,9 @@ from dlas.losses.base import Loss
 from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES
 from dlas.types import PositiveInt, StateIn, StateOut
 
+NEED_APEX = {"fused_novograd"}
+"""Registered optimisers that cannot be had without NVIDIA's apex."""
+
 
 @DATASETS.register("toy_pairs")
 class ToyPairs(Dataset):

@@ -244,7 +244,7 @@ def load(path: Path, like: Like | None = None, checked: bool = False) -> Snapsho
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         files = _tensors_of(path, like)
         optimizers = unpack(state["optimizers"], files.pop(OPTIMIZERS, {}))
-        meter = unpack(state["meter"], files.pop(METER, {}))
+        meter = unpack(state["meter"], files.pop(METER, {})) if "meter" in state else {}  # older ones have none
         averages = {name for name in files if name.endswith(_AVERAGE)}
         emas = {name.removesuffix(_AVERAGE): files.pop(name) for name in sorted(averages)}
         networks = {name.removesuffix(_PLAIN): tensors for name, tensors in files.items()}
