@@ -124,6 +124,7 @@ def test_importing_the_package_imports_no_network() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "checkpointing", "options"),
     [
