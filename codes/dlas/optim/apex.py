@@ -22,6 +22,7 @@ from dlas.registry import OPTIMIZERS
 from dlas.types import Fraction, NonNegativeFloat, PositiveFloat
 
 _LOG = logging.getLogger(__name__)
+_FUSED = " with its fused kernel"
 
 
 @OPTIMIZERS.register("fused_adam", "FusedAdam", "apex.optimizers.FusedAdam")
@@ -56,11 +57,8 @@ def fused_adam(
     values = {"lr": lr, "betas": _betas(beta1, beta2, betas), "eps": eps, "weight_decay": weight_decay}
     apex_class = _apex_class("FusedAdam", networks)
     if apex_class is not None:
-        optimizer: Optimizer = apex_class(groups, adam_w_mode=adam_w_mode, **values)
-        return optimizer
-    torch_class = torch.optim.AdamW if adam_w_mode else torch.optim.Adam
-    _tell("fused_adam", f"torch.optim.{torch_class.__name__} with its fused kernel")
-    return _construct(torch_class, groups, None, values)
+        values["adam_w_mode"] = adam_w_mode
+    return _made("fused_adam", apex_class, torch.optim.AdamW if adam_w_mode else torch.optim.Adam, groups, values, _FUSED)
 
 
 @OPTIMIZERS.register("fused_sgd", "FusedSGD", "apex.optimizers.FusedSGD")
@@ -89,12 +87,7 @@ def fused_sgd(
     """
     groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
     values = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
-    apex_class = _apex_class("FusedSGD", networks)
-    if apex_class is not None:
-        optimizer: Optimizer = apex_class(groups, **values)
-        return optimizer
-    _tell("fused_sgd", "torch.optim.SGD with its fused kernel")
-    return _construct(torch.optim.SGD, groups, None, values)
+    return _made("fused_sgd", _apex_class("FusedSGD", networks), torch.optim.SGD, groups, values, _FUSED)
 
 
 @OPTIMIZERS.register("fused_adagrad", "FusedAdagrad", "apex.optimizers.FusedAdagrad")
@@ -119,12 +112,7 @@ def fused_adagrad(
     """
     groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
     values = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-    apex_class = _apex_class("FusedAdagrad", networks)
-    if apex_class is not None:
-        optimizer: Optimizer = apex_class(groups, **values)
-        return optimizer
-    _tell("fused_adagrad", "torch.optim.Adagrad")
-    return _construct(torch.optim.Adagrad, groups, None, values)
+    return _made("fused_adagrad", _apex_class("FusedAdagrad", networks), torch.optim.Adagrad, groups, values)
 
 
 @OPTIMIZERS.register("fused_lamb", "FusedLAMB", "apex.optimizers.FusedLAMB")
@@ -227,6 +215,22 @@ def _apex_class(name: str, networks: Mapping[str, nn.Module]) -> Any:
         return getattr(importlib.import_module("apex.optimizers"), name, None)
     except ImportError:  # a package of this name on PyPI is another one
         return None
+
+
+def _made(
+    name: str,
+    apex_class: Any,
+    torch_class: type[Optimizer],
+    groups: list[dict[str, Any]],
+    values: dict[str, Any],
+    how: str = "",
+) -> Optimizer:
+    """An optimiser of apex where its class is there, else of torch."""
+    if apex_class is not None:
+        optimizer: Optimizer = apex_class(groups, **values)
+        return optimizer
+    _tell(name, f"torch.optim.{torch_class.__name__}{how}")
+    return _construct(torch_class, groups, None, values)
 
 
 def _tell(name: str, instead: str) -> None:
