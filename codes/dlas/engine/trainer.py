@@ -132,7 +132,7 @@ class Trainer:
         apart = not self.strategy.whole or any(is_placed(self.networks[name]) for name in trained)
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, apart=apart)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
-        countable = self.strategy.whole and not config.compile
+        countable = self.ranks.main and self.strategy.whole and not config.compile  # only the first process logs
         self.work = Work() if config.logger.efficiency and countable else None
         self.runner = IterationRunner(
             self.steps,
