@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from dlas.errors import MissingPackageError
 from dlas.optim.groups import parameter_groups
 from dlas.optim.layerwise import lamb
-from dlas.optim.optimizers import _betas, _construct, _decays
+from dlas.optim.optimizers import any_decay, construct_optimizer, moment_shares
 from dlas.registry import OPTIMIZERS
 from dlas.types import Fraction, NonNegativeFloat, PositiveFloat
 
@@ -53,8 +53,8 @@ def fused_adam(
         param_groups: options by group: ``{head: {match: "generator\\.head", lr: 1.0e-4}}``.
         exclude_norm_and_bias: no weight decay on biases, norm layers and embeddings.
     """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
-    values = {"lr": lr, "betas": _betas(beta1, beta2, betas), "eps": eps, "weight_decay": weight_decay}
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
+    values = {"lr": lr, "betas": moment_shares(beta1, beta2, betas), "eps": eps, "weight_decay": weight_decay}
     apex_class = _apex_class("FusedAdam", networks)
     if apex_class is not None:
         values["adam_w_mode"] = adam_w_mode
@@ -85,7 +85,7 @@ def fused_sgd(
         param_groups: options by group: ``{head: {match: "generator\\.head", lr: 1.0e-4}}``.
         exclude_norm_and_bias: no penalty on biases, norm layers and embeddings.
     """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
     values = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
     return _made("fused_sgd", _apex_class("FusedSGD", networks), torch.optim.SGD, groups, values, _FUSED)
 
@@ -110,7 +110,7 @@ def fused_adagrad(
         param_groups: options by group: ``{head: {match: "generator\\.head", lr: 1.0e-4}}``.
         exclude_norm_and_bias: no penalty on biases, norm layers and embeddings.
     """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
     values = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
     return _made("fused_adagrad", _apex_class("FusedAdagrad", networks), torch.optim.Adagrad, groups, values)
 
@@ -145,7 +145,7 @@ def fused_lamb(
         param_groups: options by group: ``{head: {match: "generator\\.head", lr: 1.0e-4}}``.
         exclude_norm_and_bias: no weight decay on biases, norm layers and embeddings.
     """
-    first, second = _betas(beta1, beta2, betas)
+    first, second = moment_shares(beta1, beta2, betas)
     apex_class = _apex_class("FusedLAMB", networks)
     if apex_class is not None:
         groups = parameter_groups(networks, param_groups, exclude_norm_and_bias)
@@ -201,8 +201,8 @@ def fused_novograd(
             "git+https://github.com/NVIDIA/apex",
             "fused_novograd, on a CUDA device (torch has no NovoGrad: take 'lamb', which scales updates by layer, or 'adamw')",
         )
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
-    values = {"lr": lr, "betas": _betas(beta1, beta2, betas), "eps": eps, "weight_decay": weight_decay}
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
+    values = {"lr": lr, "betas": moment_shares(beta1, beta2, betas), "eps": eps, "weight_decay": weight_decay}
     optimizer: Optimizer = apex_class(groups, **values)
     return optimizer
 
@@ -230,7 +230,7 @@ def _made(
         optimizer: Optimizer = apex_class(groups, **values)
         return optimizer
     _tell(name, f"torch.optim.{torch_class.__name__}{how}")
-    return _construct(torch_class, groups, None, values)
+    return construct_optimizer(torch_class, groups, None, values)
 
 
 def _tell(name: str, instead: str) -> None:

@@ -100,9 +100,11 @@ def adamw(
 
     Source: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
     """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
-    moments = _betas(beta1, beta2, betas)
-    return _construct(torch.optim.AdamW, groups, fused, {"lr": lr, "betas": moments, "eps": eps, "weight_decay": weight_decay})
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
+    moments = moment_shares(beta1, beta2, betas)
+    return construct_optimizer(
+        torch.optim.AdamW, groups, fused, {"lr": lr, "betas": moments, "eps": eps, "weight_decay": weight_decay}
+    )
 
 
 @OPTIMIZERS.register("adam")
@@ -135,9 +137,11 @@ def adam(
 
     Source: Kingma and Ba, arXiv 1412.6980, algorithm 1.
     """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
-    moments = _betas(beta1, beta2, betas)
-    return _construct(torch.optim.Adam, groups, fused, {"lr": lr, "betas": moments, "eps": eps, "weight_decay": weight_decay})
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
+    moments = moment_shares(beta1, beta2, betas)
+    return construct_optimizer(
+        torch.optim.Adam, groups, fused, {"lr": lr, "betas": moments, "eps": eps, "weight_decay": weight_decay}
+    )
 
 
 @OPTIMIZERS.register("sgd")
@@ -164,18 +168,19 @@ def sgd(
         param_groups: options by group: ``{head: {match: "generator\\\\.head", lr: 1.0e-4}}``.
         exclude_norm_and_bias: no penalty on biases, norm layers and embeddings.
     """
-    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and _decays(weight_decay, param_groups))
+    groups = parameter_groups(networks, param_groups, exclude_norm_and_bias and any_decay(weight_decay, param_groups))
     values = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-    return _construct(torch.optim.SGD, groups, fused, values)
+    return construct_optimizer(torch.optim.SGD, groups, fused, values)
 
 
-def _decays(weight_decay: float, param_groups: Mapping[str, Any] | None) -> bool:
+def any_decay(weight_decay: float, param_groups: Mapping[str, Any] | None) -> bool:
     """Whether any group decays. If none does, biases need no group of their own, and one kernel updates everything."""
     entries = (param_groups or {}).values()
     return weight_decay != 0 or any(isinstance(entry, Mapping) and entry.get("weight_decay") for entry in entries)
 
 
-def _betas(beta1: float, beta2: float, betas: list[float] | None) -> tuple[float, float]:
+def moment_shares(beta1: float, beta2: float, betas: list[float] | None) -> tuple[float, float]:
+    """`betas` where they are given, else the two single ones."""
     if betas is None:
         return beta1, beta2
     if len(betas) != 2:
@@ -183,7 +188,7 @@ def _betas(beta1: float, beta2: float, betas: list[float] | None) -> tuple[float
     return float(betas[0]), float(betas[1])  # a whole number would be refused beside another
 
 
-def _construct(cls: Any, groups: list[dict[str, Any]], fused: bool | None, options: Mapping[str, Any]) -> Optimizer:
+def construct_optimizer(cls: Any, groups: list[dict[str, Any]], fused: bool | None, options: Mapping[str, Any]) -> Optimizer:
     """Fused where the parameters' device and type have such a kernel; else torch takes multi-tensor operations if they pay."""
     choice = {}
     if fused is not False:
@@ -224,10 +229,10 @@ def _build_class(name: str, cls: Any, networks: Mapping[str, nn.Module], options
         raise ConfigurationError(f"optimizer '{name}' evaluates the loss several times per step, which the trainer does not do")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     decay = values.get("weight_decay", parameters["weight_decay"].default) if "weight_decay" in parameters else 0.0
-    exclude = bool(options.get("exclude_norm_and_bias", True)) and _decays(decay, options.get("param_groups"))
+    exclude = bool(options.get("exclude_norm_and_bias", True)) and any_decay(decay, options.get("param_groups"))
     groups = parameter_groups(networks, options.get("param_groups"), exclude)
     if "fused" in parameters and not values.get("foreach"):
-        return _construct(cls, groups, values.pop("fused", None), values)
+        return construct_optimizer(cls, groups, values.pop("fused", None), values)
     optimizer: Optimizer = cls(groups, **values)
     return optimizer
 
