@@ -12,6 +12,7 @@ import torch
 import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
+from dlas.engine.compiling import compile_networks
 from dlas.engine.distributed.ddp import DataParallel
 from dlas.engine.distributed.deepspeed_json import deepspeed_json
 from dlas.engine.distributed.fsdp import FullySharded
@@ -126,6 +127,9 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
     for strategy in DataParallel(config, torch.device("cpu")), FullySharded(config, torch.device("cpu")):
         strategy.exchange("generator", {}, optimizer, 0.0)
     deepspeed_json(config, "generator", 0.0, 1)
+    config.compile = schema.CompileConfig()
+    with compile_networks(config, {"net": torch.nn.Identity()}, torch.device("cpu")).evaluating():
+        pass
     torch.distributed.destroy_process_group()
     evaluation = "name: e\ndatasets:\n  val: {mode: toy_pairs}\n"
     path = tmp_path / "e.yml"

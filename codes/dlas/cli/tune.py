@@ -25,10 +25,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vary",
-        default=",".join(each for each in _AXES if each != "compile"),
+        default=",".join(_AXES),
         metavar="LIST",
-        help=f"what may change, of {', '.join(_AXES)} (all but compile by default, which may take minutes each time); another "
-        "precision changes results a little",
+        help=f"what may change, of {', '.join(_AXES)} (all by default); another precision changes results a little",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="what takes longer to compile is left as it is (default 600; compiling is looked at last but workers)",
     )
     parser.add_argument("--rounds", type=int, default=8, help="times that each setting is measured (default 8)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a measurement (default 2)")
@@ -43,8 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     unknown = [each for each in vary if each not in _AXES]
     if unknown:
         raise ConfigurationError(f"--vary: '{unknown[0]}' is not known; there are: {', '.join(_AXES)}")
-    if arguments.rounds < 2 or arguments.seconds <= 0 or (arguments.memory is not None and arguments.memory <= 0):
-        raise ConfigurationError("--rounds must be 2 or more, --seconds and --memory positive")
+    if (
+        arguments.rounds < 2
+        or min(arguments.seconds, arguments.patience) <= 0
+        or (arguments.memory is not None and arguments.memory <= 0)
+    ):
+        raise ConfigurationError("--rounds must be 2 or more, --seconds, --patience and --memory positive")
     output = arguments.output or arguments.opt.with_suffix(".tuned.yml")
     if output.resolve() == arguments.opt.resolve():
         raise ConfigurationError(f"-o {output}: this is the option file itself; give another name")
@@ -52,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from dlas.engine.tuning import Plan, tune
     from dlas.engine.tuning.report import render, write_include
 
-    plan = Plan(arguments.rounds, arguments.seconds, vary, int(arguments.memory * 1e9) if arguments.memory else None)
+    memory = int(arguments.memory * 1e9) if arguments.memory else None
+    plan = Plan(arguments.rounds, arguments.seconds, vary, memory, arguments.patience)
     found = tune(config, plan, output.with_suffix(".json"), lambda words: print(words, flush=True))
     write_include(output, arguments.opt, found)
     overrides = "".join(f" --set {each}" for each in arguments.set)

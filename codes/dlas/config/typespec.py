@@ -181,6 +181,8 @@ def _union(members: list[Spec]) -> Spec:
     description = " or ".join(m.description for m in members)
 
     def convert(value: Any, cursor: Cursor) -> Any:
+        if value is None and _NAMED["None"] in members:  # and not a section with its defaults
+            return None
         attempts = []
         for member in members:
             trial = cursor.scratch()

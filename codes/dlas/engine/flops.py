@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from dlas.config import Config, to_plain
 from dlas.engine.microbatch import MicroBatch
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
@@ -42,29 +45,55 @@ class FlopCounter(TorchDispatchMode):
 
 
 class Work:
-    """Adds up the arithmetic of steps. In each it is counted once, and taken to be as much for every sample afterwards."""
+    """Adds up the arithmetic of steps. In each it is counted once, and taken to be as much for every sample afterwards.
 
-    def __init__(self) -> None:
-        self._of_sample: dict[tuple[str, bool], float] = {}
+    Args:
+        plainly: a context within which networks run as they are: what is compiled cannot be counted.
+        file: tells files with other arithmetic apart.
+
+    Attributes:
+        of_sample: operations for a sample by step, and by whether it updates its networks.
+    """
+
+    def __init__(self, plainly: Callable[[], AbstractContextManager[None]] = nullcontext, file: str = "") -> None:
+        self.of_sample: dict[str, float] = {}
+        self._plainly = plainly
+        self._file = file
         self._done = 0.0
 
     @contextmanager
     def of(self, step: TrainingStep, parts: Sequence[MicroBatch], completed: int) -> Iterator[None]:
         """A step runs on these micro-batches, after so many completed iterations."""
         samples = sum(len(part.positions) for part in parts)
-        kind = step.name, step.updates(completed)
-        if kind not in self._of_sample:
-            with FlopCounter() as counter:
+        kind = step.name if step.updates(completed) else f"{step.name}, no update"
+        if kind not in self.of_sample:
+            with self._plainly(), FlopCounter() as counter:
                 yield
-            self._of_sample[kind] = counter.total / samples
+            self.of_sample[kind] = counter.total / samples
         else:
             yield
-        self._done += self._of_sample[kind] * samples
+        self._done += self.of_sample[kind] * samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted."""
+        return {"file": self._file, "of_sample": dict(self.of_sample)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what was counted of the same file."""
+        if state.get("file") == self._file:
+            self.of_sample |= state["of_sample"]
 
     def take(self) -> float:
         """Floating-point operations since the last call."""
         done, self._done = self._done, 0.0
         return done
+
+
+def arithmetic_of(config: Config) -> str:
+    """A fingerprint of what decides how much arithmetic a sample takes: networks, steps and the data they train on."""
+    plain = to_plain(config)
+    parts = plain["scale"], plain["networks"], plain["steps"], plain["datasets"]["train"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @functools.cache

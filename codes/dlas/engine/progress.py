@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -19,6 +20,8 @@ class Progress:
         bad_files: unusable files that were skipped, and why.
         resume_state: `path.resume_state` that the run went on from, so that the same command does not go back to it again.
         micro_batch_size: most samples of a micro-batch that fitted into memory, where `micro_batch_size: auto` had to find it.
+        work: floating-point operations of a sample, as they were counted in a compiled run. A sitting that knows them compiles
+            its first iteration, too, and so gives the numbers of a run that was never stopped.
     """
 
     step: int = 0
@@ -30,3 +33,4 @@ class Progress:
     bad_files: dict[str, str] = field(default_factory=dict)
     resume_state: str | None = None
     micro_batch_size: int | None = None
+    work: dict[str, Any] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from dlas.engine.device import apply_numeric_settings, choose_device, memory_for
 from dlas.engine.distributed.create import create_strategy
 from dlas.engine.encoders import check_encoders
 from dlas.engine.evaluate import Evaluator
-from dlas.engine.flops import Work
+from dlas.engine.flops import Work, arithmetic_of
 from dlas.engine.followers import FollowerFolder, FollowerRecorder, FollowerWriter
 from dlas.engine.freezing import freezes
 from dlas.engine.health import BadUpdate, Decision, HealthMonitor
@@ -107,8 +107,7 @@ class Trainer:
         self.networks = build_networks(config, self.device)
         trained = [name for section in config.steps.values() for name in section.trained]
         self.strategy.spread({name: self.networks[name] for name in trained})
-        if config.compile:
-            compile_networks(self.networks, self.strategy.whole)
+        self.compilation = compile_networks(config, self.networks, self.device, self.strategy.whole)
         self.meter = Meter(self.ranks)
         self.steps = [
             TrainingStep(name, section, self.networks, self.precision, self.device, self.meter)
@@ -132,8 +131,9 @@ class Trainer:
         apart = not self.strategy.whole or any(is_placed(self.networks[name]) for name in trained)
         self.health = HealthMonitor(self.steps, health, self.networks, self.meter, self.device, apart=apart)
         self.crashes = CrashReporter(config, self.folder.path, self.strategy)
-        countable = self.ranks.main and self.strategy.whole and not config.compile  # only the first process logs
-        self.work = Work() if config.logger.efficiency and countable else None
+        countable = self.ranks.main and self.strategy.whole  # only the first process logs
+        file = arithmetic_of(config) if config.compile else ""
+        self.work = Work(self.compilation.plainly, file) if config.logger.efficiency and countable else None
         self.runner = IterationRunner(
             self.steps,
             self.networks,
@@ -292,7 +292,9 @@ class Trainer:
             The micro-batches with everything that the steps wrote.
         """
         progress = self.progress
+        self.compilation.begin_iteration()
         parts = self.runner.run(batch, progress.step, log_gradients)
+        self.compilation.end_iteration()
         progress.micro_batch_size = self.cutting.found
         progress.step += 1
         self._saved = False
@@ -308,6 +310,7 @@ class Trainer:
         STAGE.enter("logging")
         values = self.meter.read()
         values.update(self.health.window())
+        values.update(self.compilation.figures())
         self._prepare_saving()
         for step in self.steps:
             values.update(step.learning_rates())
@@ -355,7 +358,8 @@ class Trainer:
         if bad.kind == "spike":  # all of it is finite, so there is nothing to look for
             return ""
         STAGE.enter("diagnosis", bad.step.name)
-        found = self.crashes.report_bad_update(bad.step, bad.parts, bad.contexts)
+        with self.compilation.plainly():
+            found = self.crashes.report_bad_update(bad.step, bad.parts, bad.contexts)
         return f"cause: {found.cause.name}" if found is not None and found.cause is not None else ""
 
     def _attend_to_health(self, wait: bool) -> bool:
@@ -427,7 +431,8 @@ class Trainer:
         """Evaluates on every data set but `train`, and records figures and pictures; a request to stop puts it off."""
         STAGE.enter("eval")
         try:
-            self.validation.run(self.progress, self.recorder, self.throughput.ledger.seconds(), stop)
+            with self.compilation.evaluating():
+                self.validation.run(self.progress, self.recorder, self.throughput.ledger.seconds(), stop)
         except Stopping:
             LOGGER.info("the validation at step %d is put off until the run goes on", self.progress.step)
         except TrainingError:  # the networks are as they were: what was trained is worth keeping
@@ -465,6 +470,8 @@ class Trainer:
 
     def _snapshot(self) -> checkpoint.Snapshot:
         self.progress.seconds = self.throughput.ledger.seconds()
+        if self.work is not None and self.config.compile:  # else a sitting counts anew, which changes nothing
+            self.progress.work = self.work.state_dict()
         return self.state.snapshot(self.progress)
 
     def _flush_rows(self) -> None:
@@ -518,6 +525,8 @@ class Trainer:
     def _take_over(self, snapshot: checkpoint.Snapshot, found: Path) -> None:
         """Networks, averages, steps and progress as they were."""
         self.progress = self.state.take_over(snapshot, found)
+        if self.work is not None:
+            self.work.load_state_dict(self.progress.work)
         self.cutting.resume(self.progress.micro_batch_size)
 
     # ---------------------------------------------------------------------------------------------------------- bookkeeping
@@ -577,6 +586,8 @@ class Trainer:
             "step %d after %s%s", self.progress.step, duration(self.progress.seconds), f"; best: {best}" if best else ""
         )
         self.throughput.report()
+        for line in self.compilation.summary():
+            LOGGER.info("%s", line)
         for line in batch_sizes.summary(self.steps):
             LOGGER.info("%s", line)
         for line in self.health.summary():

@@ -72,6 +72,14 @@ class LogFile:
             self.handler.close()
 
 
+def to_log_files(text: str, error: BaseException) -> None:
+    """Writes an error with its whole trace to the log file alone."""
+    for handler in LOGGER.handlers:
+        if isinstance(handler, _ToFile):
+            details = (type(error), error, error.__traceback__)
+            handler.handle(LOGGER.makeRecord(LOGGER.name, logging.DEBUG, "", 0, "%s", (text,), details))
+
+
 def progress_bar(total: int, done: int, shown: bool = True) -> tqdm[None]:
     """A bar with it/s and ETA on a terminal; silent when the output goes to a file, or is not to be `shown`."""
     silent = not shown or not sys.stderr.isatty()

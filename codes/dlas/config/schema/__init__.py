@@ -33,6 +33,7 @@ from dlas.config.schema.components import (
 )
 from dlas.config.schema.run import (
     CheckpointsConfig,
+    CompileConfig,
     Config,
     DeepSpeedConfig,
     DistributedConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "BatchSizeOptimizerConfig",
     "BetaScheduleConfig",
     "CheckpointsConfig",
+    "CompileConfig",
     "Component",
     "Config",
     "CrashBundlesConfig",
@@ -114,8 +116,8 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         DatasetConfig, FreezeConfig, SwitchedConfig, LoraConfig, NetworkConfig, InjectorConfig, LossConfig, ScheduleConfig,
         HealthConfig, BalanceConfig, StepConfig, PostHocEmaConfig, EmaConfig, NoiseScaleConfig, WatchdogConfig,
-        CrashBundlesConfig, BatchSizeOptimizerConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig, ProfileConfig,
-        KeepBestConfig, CheckpointsConfig, PathConfig, DeepSpeedConfig, DistributedConfig, Config,
+        CrashBundlesConfig, BatchSizeOptimizerConfig, TrainConfig, EvalConfig, EncodeConfig, LoggerConfig, CompileConfig,
+        ProfileConfig, KeepBestConfig, CheckpointsConfig, PathConfig, DeepSpeedConfig, DistributedConfig, Config,
     )
 }  # fmt: skip
 

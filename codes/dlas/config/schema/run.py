@@ -113,6 +113,28 @@ class LoggerConfig(Section):
 
 
 @dataclass(kw_only=True)
+class CompileConfig(Section):
+    """Which networks torch.compile compiles, and how."""
+
+    networks: list[str] | None = opt(None, "names of networks; by default all, trained or frozen, each when it is first called")
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = opt(
+        "default",
+        "torch's; reduce-overhead: CUDA graphs, for inputs of fixed sizes; max-autotune: kernels are chosen by timing them, "
+        "too; max-autotune-no-cudagraphs: that alone",
+    )
+    dynamic: bool | None = opt(
+        None,
+        "false: code for each size of inputs; true: code that serves all sizes, from the start; by default torch tries the "
+        "former, and the latter once it meets a second size",
+    )
+    fullgraph: bool = opt(False, "what cannot be compiled in one piece ends the run; by default it is compiled in several")
+    backend: str = opt("inductor", "one of torch's compilers; eager and aot_eager show what can be traced, and gain nothing")
+    evaluation: bool = opt(
+        False, "networks are compiled in evaluation, too, where other sizes and modes mean that they are compiled once more"
+    )
+
+
+@dataclass(kw_only=True)
 class ProfileConfig(Section):
     """A profile of a few iterations, written to <run>/profile: a Chrome trace, the dearest operations, allocations on CUDA."""
 
@@ -221,8 +243,10 @@ class Config(Section):
         "fp32", "automatic mixed precision; auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
     )
     memory_format: Literal["contiguous", "channels_last"] = opt("contiguous", "memory layout of networks and images")
-    compile: bool = opt(
-        False, "compile the forward and backward pass of each network (torch.compile), which takes a while at first"
+    compile: bool | CompileConfig | None = opt(
+        False,
+        "true, or a section that says how: compile the forward and backward pass of each network (torch.compile), which takes "
+        "a while at first",
     )
     deterministic: bool = opt(False, "refuse operations that give different bits in another run")
     tf32: bool = opt(True, "TensorFloat-32 for float32 products on GPUs that have it")

@@ -10,6 +10,7 @@ from dlas.config.problems import Problem
 from dlas.config.schema import Config
 from dlas.config.wiring.balance import check_balance
 from dlas.config.wiring.checkpoints import check_checkpoints
+from dlas.config.wiring.compiling import check_compiling
 from dlas.config.wiring.devices import check_devices
 from dlas.config.wiring.evaluation import check_evaluation
 from dlas.config.wiring.files import check_file_names
@@ -43,4 +44,5 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
     check_sizes(config, problems, training)
     check_checkpoints(config, problems, training)
     check_devices(config, problems, training)
+    check_compiling(config, problems, training)
     check_evaluation(config, problems)

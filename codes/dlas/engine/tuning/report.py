@@ -10,6 +10,7 @@ import yaml
 
 from dlas.engine.dryrun.report import size, table
 from dlas.engine.tuning.search import Row, Stage, Tuned
+from dlas.engine.tuning.settings import Setting
 
 _TITLES = {
     "numeric": "micro-batch, precision and memory format",
@@ -65,13 +66,17 @@ def _compiling(stage: Stage) -> str:
     lines = []
     for row in stage.rows if stage.title == "compile" else []:
         if row.failure:
-            lines.append(f"\n  Compiling fails: {row.failure}")
+            lines.append(f"\n  {_mode(row.setting)}: does not compile: {row.failure}")
         elif row.setting.compiled and row.speeds:
             lines.append(
-                f"\n  Compiling takes {row.start:.1f} s at the start of a run (the longest of the rounds; torch keeps what it"
-                "\n  has compiled). It is chosen only if it is faster for certain and the run saves more time than that."
+                f"\n  {_mode(row.setting)}: compiling takes {row.start:.1f} s at the start of a run (the longest of the rounds;"
+                "\n  torch keeps what it has compiled). It is chosen only if it is faster for certain and saves more than that."
             )
     return "".join(lines)
+
+
+def _mode(setting: Setting) -> str:
+    return setting.mode if setting.compiled else "no"
 
 
 def _order(row: Row) -> tuple[float, float]:
@@ -84,7 +89,7 @@ def _cells(row: Row, stage: Stage) -> list[str]:
     )
     setting, memory = row.setting, size(row.memory) if row.memory is not None else "-"
     cells = [marks, f"{setting.micro_batch}", setting.precision, setting.memory_format]
-    cells += ["yes" if setting.compiled else "no", f"{setting.n_workers}"]
+    cells += [_mode(setting), f"{setting.n_workers}"]
     if row.against is None:
         return [*cells, "-" if row.fits else "fails" if row.failure else "does not fit", "-", "-", memory, f"{len(row.speeds)}"]
     interval = f"{row.against.low:.2f} .. {row.against.high:.2f}"
@@ -96,14 +101,23 @@ def _choice(found: Tuned) -> str:
     first, reference, chosen = found.stages[0].rows[0], found.stages[0].reference, found.stages[0].chosen
     setting = found.setting
     words = f"{setting.precision}, {setting.memory_format}, micro-batches of {setting.micro_batch}, {setting.n_workers} workers"
-    words += ", compiled" if setting.compiled else ""
-    if setting == first.setting:
+    words += f", compiled ({setting.mode})" if setting.compiled else ""
+    if setting == found.own:
         return f"Chosen: what the file says ({words})."
-    ratio = chosen.against
     if first is not reference:
         return f"Chosen: {words}. What the file says does not fit."
-    gain = f", {ratio.median:.2f} times as fast as what the file says" if ratio is not None and ratio.certain else ""
-    return f"Chosen: {words}{gain}."
+    than = "what the file says" if first.setting == found.own else "what the file says is without compiling"
+    return f"Chosen: {words}{_gain(chosen, than)}{_gain_of_compiling(found)}."
+
+
+def _gain(row: Row, than: str) -> str:
+    ratio = row.against
+    return f", {ratio.median:.2f} times as fast as {than}" if ratio is not None and ratio.certain else ""
+
+
+def _gain_of_compiling(found: Tuned) -> str:
+    compiled = next((each.chosen for each in found.stages if each.title == "compile"), None)
+    return _gain(compiled, "not compiled") if compiled is not None and compiled.setting.compiled else ""
 
 
 def write_include(path: Path, option_file: Path, found: Tuned) -> None:

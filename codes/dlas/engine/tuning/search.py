@@ -8,14 +8,17 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dlas.config import Config, to_plain
+from dlas.engine.compiling import CompilationError
 from dlas.engine.device import choose_device
 from dlas.engine.memory_advice import MARGIN, available_memory
-from dlas.engine.tuning.measuring import Speed, forecast, heaviest_iteration, measure
+from dlas.engine.tuning import measuring
+from dlas.engine.tuning.measuring import Speed, forecast, heaviest_iteration
 from dlas.engine.tuning.ratios import Ratio, paired
 from dlas.engine.tuning.record import Record
 from dlas.engine.tuning.settings import AXES, Axis, Setting, compile_settings, numeric_settings, worker_settings
@@ -39,12 +42,14 @@ class Plan:
         seconds: of each measurement.
         vary: what may change.
         memory: bytes that tensors may take; by default 90 % of what the device or machine has.
+        patience: seconds that compiling may take; what takes longer is not looked at further.
     """
 
     rounds: int = 8
     seconds: float = 2.0
     vary: Sequence[Axis] = AXES
     memory: int | None = None
+    patience: float = 600.0
 
 
 @dataclass
@@ -100,6 +105,7 @@ class Tuned:
         memory: bytes that tensors may take; None if that is not known.
         by_trial: whether memory was measured; else it is a forecast.
         iteration: at which it was measured.
+        own: the file's own setting.
     """
 
     stages: list[Stage]
@@ -108,6 +114,7 @@ class Tuned:
     memory: int | None
     by_trial: bool
     iteration: int
+    own: Setting
 
     @property
     def setting(self) -> Setting:
@@ -137,13 +144,13 @@ class _Search:
         batch_size = self.config.datasets["train"].batch_size
         largest, bounded = self._largest(batch_size)
         stages = [self._compare("numeric", numeric_settings(self.own, batch_size, self.device, self.plan.vary))]
-        compiled = compile_settings(stages[0].chosen.setting, self.plan.vary)
+        compiled = compile_settings(stages[0].chosen.setting, self.own, self.device, self.plan.vary)
         if len(compiled) > 1:
             stages.append(self._compare("compile", compiled))
         workers = worker_settings(stages[-1].chosen.setting, self.plan.vary)
         if len(workers) > 1:
             stages.append(self._compare("workers", workers))
-        return Tuned(stages, largest, bounded, self.memory, self.by_trial, self.iteration)
+        return Tuned(stages, largest, bounded, self.memory, self.by_trial, self.iteration, self.own)
 
     # ------------------------------------------------------------------------------------------------------------- memory
 
@@ -185,6 +192,8 @@ class _Search:
         for number in range(self.plan.rounds):
             left = self._left(stage, settings) if number >= _LOOKED_AT else settings
             order = [each for each in left if self.record.of(stage, each.key)["fits"]]
+            if number >= _LOOKED_AT and len(order) < 2:
+                break  # there is nothing left to compare it with
             random.Random(number).shuffle(order)  # what is measured first or after what must not favour anything
             for place, setting in enumerate(order, start=1):
                 self._measure_once(stage, setting, number, f"{stage} {number + 1}/{self.plan.rounds}, {place}/{len(order)}")
@@ -194,13 +203,15 @@ class _Search:
         known = self.record.of(stage, setting.key)
         if str(number) in known["speeds"] or not known["fits"]:
             return
+        if setting.compiled and not known["speeds"]:
+            self.say(f"{words}: {setting.key} is compiled, for {self.plan.patience:g} s at most")
         try:
             speed = self.measure(setting.applied(self.config), self.device, self.plan.seconds, self.iteration)
         except Exception as error:
-            if not setting.compiled or self.own.compiled:
+            if not setting.compiled or stage != "compile":
                 raise
-            known["fits"], known["failure"] = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:_LONGEST]
-            self.say(f"{words}: cannot be compiled ({known['failure']})")
+            known["fits"], known["failure"] = False, _in_a_line(error)
+            self.say(f"{words}: {setting.key} does not compile: {known['failure']}")
             self.record.save()
             return
         if speed is None or self._exceeds(speed.peak_bytes):
@@ -247,19 +258,18 @@ class _Search:
         return Stage(stage, rows, measured[0], chosen, pareto(measured))
 
     def _worth_compiling(self, measured: list[Row]) -> Row:
-        """The compiled one, if it is faster for certain and saves more time over the run than compiling takes."""
-        eager = [row for row in measured if not row.setting.compiled]
-        compiled = [row for row in measured if row.setting.compiled]
-        if not eager or not compiled:
-            return measured[0]
+        """The fastest compiled one, if it is faster for certain and saves more time over the run than compiling takes."""
+        eager, compiled = measured[0], measured[1:]
+        if eager.setting.compiled or not compiled:  # what is not compiled does not fit
+            return eager
         assert self.config.train is not None
         samples = self.config.train.niter * self.config.datasets["train"].batch_size
-        pays = pays_back(eager[0], compiled[0], samples)
-        return compiled[0] if pays and _faster(compiled[0], eager[0]) else eager[0]
+        best = max(compiled, key=lambda row: (len(row.speeds), _median(row)))
+        return best if pays_back(eager, best, samples) and _faster(best, eager) else eager
 
 
 def tune(
-    config: Config, plan: Plan, record: Path, say: Callable[[str], None] = lambda words: None, measure: Measure = measure
+    config: Config, plan: Plan, record: Path, say: Callable[[str], None] = lambda words: None, measure: Measure | None = None
 ) -> Tuned:
     """Measures settings against each other and chooses one.
 
@@ -268,12 +278,12 @@ def tune(
         plan: how.
         record: JSON file of finished measurements; a search that was stopped goes on from it.
         say: told how it goes.
-        measure: takes one measurement.
+        measure: takes one measurement; by default for real.
 
     Raises:
         TrainingError: nothing fits into memory.
     """
-    return _Search(config, plan, record, say, measure).run()
+    return _Search(config, plan, record, say, measure or partial(measuring.measure, patience=plan.patience)).run()
 
 
 def choose(rows: Sequence[Row]) -> Row:
@@ -312,6 +322,14 @@ def _faster(one: Row, other: Row) -> bool:
     """Whether one is faster than the other for certain."""
     ratio = paired(one.speeds, other.speeds)
     return ratio is not None and ratio.median > 1 and ratio.certain
+
+
+def _in_a_line(error: Exception) -> str:
+    """Why it failed."""
+    if isinstance(error, CompilationError):
+        return error.reason[:_LONGEST]
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:_LONGEST]
 
 
 def circumstances(config: Config, device: torch.device, plan: Plan) -> dict[str, str | float]:
