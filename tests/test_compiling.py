@@ -25,7 +25,7 @@ from dlas.engine.tuning.search import pays_back
 from dlas.engine.tuning.settings import Setting, compile_settings
 from dlas.errors import ConfigurationError
 from dlas.observe.console import LOGGER, LogFile
-from runs import batches, checkpoint_tensors, configure, rows, trainer
+from runs import assert_same_tensors, batches, checkpoint_tensors, configure, rows, trainer
 
 CPU = torch.device("cpu")
 EAGER = Setting(4, "fp32", "contiguous", 0)
@@ -76,6 +76,15 @@ def test_a_sitting_that_goes_on_compiles_its_first_iteration_too(tmp_path):
         run._restore()
         run.iterate(batches(run, 1)[0])
         assert run.compilation.count == count
+
+
+@pytest.mark.slow
+def test_a_compiled_training_that_is_stopped_and_goes_on_gives_the_bits_of_one_that_is_not(tmp_path):
+    options = ("networks.generator.dropout=0", "compile=true", "train.lr_scheme={type: constant}")
+    whole = trainer(tmp_path, toys.PSNR, *options, "train.niter=4", "name=whole").run().folder
+    trainer(tmp_path, toys.PSNR, *options, "train.niter=2", "name=parts").run()
+    parts = trainer(tmp_path, toys.PSNR, *options, "train.niter=4", "name=parts").run().folder
+    assert_same_tensors(whole / "checkpoints/4", parts / "checkpoints/4")
 
 
 def test_evaluation_is_compiled_if_that_is_asked_for(tmp_path):
@@ -204,7 +213,16 @@ def test_recompilations_are_counted_and_told_with_the_guard_that_failed(told):
     assert "size mismatch at index 0. expected 3, actual 4" in words
     assert compilation.figures() == {"compile/recompilations": 1.0}
     assert compilation.figures() == {}
-    assert [each for each in compilation.summary() if "net compiled: 2 graphs" in each and "1 recompilation" in each]
+    (words,) = compilation.summary()
+    assert "net compiled: 2 graphs" in words
+    assert words.endswith("1 recompilation")
+
+
+def test_a_network_of_which_nothing_is_compiled_is_told():
+    network = nn.Linear(2, 2)
+    compilation = compiled(network)
+    network(torch.ones(3, 2))
+    assert compilation.summary() == ["network net: torch found nothing in it that it compiles"]
 
 
 def test_reaching_torchs_limit_is_a_warning_with_what_to_do(told):

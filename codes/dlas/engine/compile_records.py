@@ -14,7 +14,7 @@ from torch._dynamo import exc, utils
 _KEPT = 1000  # records that torch keeps until they are taken
 _SHOWN = 240  # characters of a reason
 _LOGGERS = ("torch._dynamo.symbolic_convert", "torch._dynamo.convert_frame")
-_LIMIT = re.compile(r"(recompile|cache_?_?size)_? ?limit", re.I)
+_LIMIT = re.compile(r"(recompile|cache_size)[_ ]limit", re.I)
 _PLACE = re.compile(r"in user code at (.+?):(\d+)\n")
 _FRAME = re.compile(r'File "(.+?)", line (\d+)')
 _REASON = re.compile(r"Reason: (.*?)(?:\n+User code traceback|\Z)", re.S)

@@ -93,7 +93,7 @@ class Compilation:
         device: of the run.
 
     Attributes:
-        count: of compilations so far.
+        count: of functions that were compiled so far, for each version once.
     """
 
     def __init__(self, section: CompileConfig, networks: Mapping[str, nn.Module], device: torch.device) -> None:
@@ -170,7 +170,7 @@ class Compilation:
         for each in compiled:
             owner = self._owners.setdefault(each.number, name) if name is not None else self._owners.get(each.number)
             if owner is not None:
-                self.count += 1
+                self.count += bool(each.code)
                 self._records[owner].take(each)
         if name is not None:
             self._records[name].breaks |= dict.fromkeys(breaks)
@@ -197,11 +197,13 @@ class Compilation:
         return {"compile/recompilations": float(new)} if new else {}
 
     def summary(self) -> list[str]:
-        """What was compiled in the whole sitting, a line for each network."""
+        """What was compiled in the whole sitting, a line for each network that was called."""
         return [
             f"network {name} compiled: {record.words()}, {_count(record.recompilations, 'recompilation')}"
-            for name, record in self._records.items()
             if record.codes
+            else f"network {name}: torch found nothing in it that it compiles"
+            for name, record in self._records.items()
+            if record.called
         ]
 
     @contextmanager
