@@ -38,11 +38,13 @@ def at_most(seconds: float) -> Iterator[None]:
         raise _Interruption
 
     before = signal.signal(signal.SIGALRM, stop)
+    timer = (0.0, 0.0)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+        timer = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
         yield
     except _Interruption:
         raise TookTooLongError(f"not done after {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)

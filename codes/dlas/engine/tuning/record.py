@@ -36,7 +36,10 @@ class Record:
             self.stale = True
 
     def of(self, stage: str, key: str) -> dict[str, Any]:
-        """What is known of a setting: `speeds` by round (a text, as JSON has it), `memory` in bytes, `fits`."""
+        """What is known of a setting: `speeds` by round (a text, as JSON has it), `memory` in bytes, `fits`.
+
+        Of one that is compiled also `start`, or `failure` and the `patience` it had.
+        """
         return self.stages.setdefault(stage, {}).setdefault(key, {"speeds": {}, "memory": None, "fits": True})
 
     def speeds(self, stage: str, key: str) -> dict[int, float]:

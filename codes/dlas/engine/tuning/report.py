@@ -106,7 +106,7 @@ def _choice(found: Tuned) -> str:
         return f"Chosen: what the file says ({words})."
     if first is not reference:
         return f"Chosen: {words}. What the file says does not fit."
-    than = "what the file says" if first.setting == found.own else "what the file says is without compiling"
+    than = "what the file says" if first.setting == found.own else "what the file says, neither of them compiled"
     return f"Chosen: {words}{_gain(chosen, than)}{_gain_of_compiling(found)}."
 
 

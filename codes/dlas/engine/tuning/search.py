@@ -186,6 +186,8 @@ class _Search:
     def _compare(self, stage: str, settings: list[Setting]) -> Stage:
         for setting in settings:
             known = self.record.of(stage, setting.key)
+            if known.get("failure") and known["patience"] < self.plan.patience:
+                known["fits"], known["failure"] = True, ""
             if not self.by_trial and known["memory"] is None:
                 known["memory"] = forecast(setting.applied(self.config))
                 known["fits"] = not self._exceeds(known["memory"])
@@ -210,7 +212,7 @@ class _Search:
         except Exception as error:
             if not setting.compiled or stage != "compile":
                 raise
-            known["fits"], known["failure"] = False, _in_a_line(error)
+            known["fits"], known["failure"], known["patience"] = False, _in_a_line(error), self.plan.patience
             self.say(f"{words}: {setting.key} does not compile: {known['failure']}")
             self.record.save()
             return
