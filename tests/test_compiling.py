@@ -249,8 +249,9 @@ def test_what_cannot_be_compiled_is_an_error_in_a_line_and_its_trace_is_in_the_l
     def broken(graph: Any, inputs: Any) -> Any:
         raise NotImplementedError("no such instruction\nand more")
 
+    torch._dynamo.register_backend(broken, "test_broken")
     network = Small()
-    compiled(network, backend=broken)
+    compiled(network, backend="test_broken")
     with LogFile(tmp_path / "train.log"), pytest.raises(CompilationError) as caught:
         network(torch.ones(3, 2))
     assert str(caught.value) == (
@@ -258,6 +259,11 @@ def test_what_cannot_be_compiled_is_an_error_in_a_line_and_its_trace_is_in_the_l
         "Leave it out: 'compile: {networks: [other]}'"
     )
     assert 'raise NotImplementedError("no such' in (tmp_path / "train.log").read_text()
+
+
+def test_a_compiler_that_torch_does_not_have_is_refused():
+    with pytest.raises(ConfigurationError, match=r"torch has no compiler 'inductr' here; it has: .*inductor"):
+        compiled(Small(), backend="inductr")
 
 
 def test_in_one_piece_or_not_at_all(tmp_path):

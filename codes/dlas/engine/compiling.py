@@ -92,6 +92,9 @@ class Compilation:
         networks: those to compile, by name.
         device: of the run.
 
+    Raises:
+        ConfigurationError: torch does not have the compiler.
+
     Attributes:
         count: of functions that were compiled so far, for each version once.
     """
@@ -110,6 +113,11 @@ class Compilation:
         from dlas.engine import compile_records  # torch's compiler takes a second to be imported
 
         self._torch = compile_records
+        known = torch.compiler.list_backends(exclude_tags=())
+        if section.backend not in known:
+            raise ConfigurationError(
+                f"compile.backend: torch has no compiler '{section.backend}' here; it has: {', '.join(known)}"
+            )
         compile_records.listen()
         compile_records.take()  # what others have left
         if section.mode in _WITH_CUDA_GRAPHS and not self._cuda_graphs:
@@ -240,7 +248,7 @@ def compile_networks(
         whole: they are not spread over processes.
 
     Raises:
-        ConfigurationError: they are.
+        ConfigurationError: they are, or torch does not have the compiler.
     """
     section = section_of(config)
     if section is None:
