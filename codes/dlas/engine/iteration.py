@@ -17,10 +17,11 @@ from dlas.engine.first_batch import FirstBatch
 from dlas.engine.flops import Work
 from dlas.engine.freezing import Freeze
 from dlas.engine.health import HealthMonitor
-from dlas.engine.microbatch import MicroBatch, to_device
+from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
+from dlas.engine.transfer import Transfer
 
 TRANSFER_FIX = (
     "Before any step has begun, networks, averages and optimiser states fill the device, or another process does: lower "
@@ -69,7 +70,7 @@ class IterationRunner:
         self.seed = seed
         self.cutting = cutting
         self.device = device
-        self.layout = layout
+        self.transfer = Transfer(device, layout)
         self.health = health
         self.strategy = strategy or Single()
         self.on_error = on_error
@@ -94,7 +95,7 @@ class IterationRunner:
         STAGE.enter("transfer")
         positions = batch.pop("positions")
         with explained(f"moving a batch of {len(positions)} samples to {self.device}", TRANSFER_FIX):
-            batch = to_device(batch, self.device, self.layout)
+            batch = self.transfer(batch)
         parts = self.cutting.cut(batch, positions)
         waiting = self.first_batch.waiting(self.networks)
         health = self.health
