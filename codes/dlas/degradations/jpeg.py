@@ -70,11 +70,11 @@ def _cosines_on(dtype: torch.dtype, device: torch.device) -> Tensor:
     k, n = torch.arange(8, dtype=torch.float64).view(8, 1), torch.arange(8, dtype=torch.float64)
     basis = torch.cos((2 * n + 1) * k * math.pi / 16) / 2
     basis[0] /= math.sqrt(2)
-    return basis.to(device, dtype)
+    return basis.to(device, dtype, non_blocking=True)
 
 
 def _table(rows: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=like.dtype, device=like.device).view(1, 1, 1, 1, 8, 8)
+    return torch.tensor(rows, dtype=like.dtype).to(like.device, non_blocking=True).view(1, 1, 1, 1, 8, 8)
 
 
 def _to_ycbcr(rgb: Tensor) -> Tensor:

@@ -31,5 +31,5 @@ class Table:
     def on(self, device: torch.device) -> Tensor:
         """The numbers on a device."""
         if device not in self._copies:
-            self._copies[device] = self._values.to(device)
+            self._copies[device] = self._values.to(device, non_blocking=True)
         return self._copies[device]

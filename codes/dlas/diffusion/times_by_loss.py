@@ -108,4 +108,4 @@ class LossSecondMoment(Times):
                 f"times loss_second_moment: losses of {len(self._seen)} timesteps are kept, but the process has {steps}; "
                 "begin anew, or keep the process"
             )
-        self._losses, self._seen = self._losses.to(device), self._seen.to(device)
+        self._losses, self._seen = self._losses.to(device, non_blocking=True), self._seen.to(device, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_m
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
 from dlas.engine.transfer import Transfer
+from dlas.engine.waiting import waiting_told
 
 TRANSFER_FIX = (
     "Before any step has begun, networks, averages and optimiser states fill the device, or another process does: lower "
@@ -46,6 +47,7 @@ class IterationRunner:
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
         freezes: parameters that are not trained for part of the run.
         work: counts arithmetic, if that is asked for.
+        waiting: what becomes of an operation in a step, or in the averages, that lets the loop wait for a CUDA device.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class IterationRunner:
         on_error: StepErrorHandler | None = None,
         freezes: Sequence[Freeze] = (),
         work: Work | None = None,
+        waiting: Literal["warn", "error"] | None = None,
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -76,6 +79,7 @@ class IterationRunner:
         self.on_error = on_error
         self.freezes = freezes
         self.work = work
+        self.waiting = waiting if device.type == "cuda" else None
         self.first_batch = FirstBatch(networks)
         trained = [networks[name] for step in steps for name in step.trained]
         self._changing = [*trained, *(each.loss for step in steps for each in step.losses)]  # modules whose buffers may
@@ -113,7 +117,8 @@ class IterationRunner:
         self.strategy.share_buffers(self._changing)
         if self.averages is not None:
             STAGE.enter("averages")
-            self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
+            with waiting_told(self.waiting):
+                self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
             self.first_batch.restart(self.averages, waiting)
         STAGE.enter("other")
         if health is not None:
@@ -131,7 +136,8 @@ class IterationRunner:
             try:
                 with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():
                     self.first_batch.show(step, parts, contexts)
-                    with self.work.of(step, parts, completed) if self.work is not None else nullcontext():
+                    counting = self.work.of(step, parts, completed) if self.work is not None else nullcontext()
+                    with counting, waiting_told(self.waiting):
                         step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:

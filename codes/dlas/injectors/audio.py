@@ -63,7 +63,7 @@ class MelSpectrogramInjector(Injector):
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         sound: Tensor = state[self.input]
         with torch.no_grad():
-            mel = self.spectrogram.to(sound.device)(sound.clamp(-1, 1))
+            mel = self.spectrogram.to(sound.device, non_blocking=True)(sound.clamp(-1, 1))
             return {self.out: normalise_mel(mel) if self.normalize else mel}
 
 
@@ -130,11 +130,11 @@ class TorchMelSpectrogramInjector(Injector):
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         sound: Tensor = state[self.input]
         with torch.no_grad():
-            mel = self.spectrogram.to(sound.device)(sound if self.gain is None else sound * self.gain)
+            mel = self.spectrogram.to(sound.device, non_blocking=True)(sound if self.gain is None else sound * self.gain)
             if self.signed:
                 mel = normalise_mel(mel, HIGHEST_POWER)
             if self.norms is not None:
-                self.norms = self.norms.to(mel.device)
+                self.norms = self.norms.to(mel.device, non_blocking=True)
                 mel = mel / self.norms[:, None]
             return {self.out: mel}
 
@@ -227,8 +227,8 @@ class RandomAudioCropInjector(Injector):
         low, high = self.sizes
         size = low + mix_seed(context.seed, context.step, self.out, "size") % (high - low + 1)
         size = min(size, sound.shape[-1])
-        room: Tensor | int = (state[self.lengths] if self.lengths is not None else sound.shape[-1]) - size - self.buffer
-        room = torch.as_tensor(room, device=sound.device).clamp(min=0)
+        length = state[self.lengths] if self.lengths is not None else torch.full((), sound.shape[-1], device=sound.device)
+        room = (length - size - self.buffer).clamp(min=0)
         drawn = context.rand((), f"random_audio_crop:{self.out}", sound.device)
         starts = (drawn * (room + 1)).long().clamp(max=room) + self.buffer
         starts = starts.clamp(max=sound.shape[-1] - size)

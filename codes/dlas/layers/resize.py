@@ -95,7 +95,7 @@ def _taps(
         # Mirroring with the edge repeated has period 2n: 0 .. n-1, n-1 .. 0.
         folded = position[:, used].long() % (2 * length_in)
         taps = torch.minimum(folded, 2 * length_in - 1 - folded)
-        return taps.to(device), weights[:, used].to(device, dtype)
+        return taps.to(device, non_blocking=True), weights[:, used].to(device, dtype, non_blocking=True)
 
 
 def _cubic(x: Tensor) -> Tensor:

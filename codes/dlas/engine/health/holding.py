@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dlas.engine.waiting import waiting_meant
+
 Undo = Callable[[], None]
 
 
@@ -40,9 +42,10 @@ class HeldOptimizer:
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         if (self.overflows and not fused) or any(id(p) not in self._begun for p in trained):
-            if hold.item() == 0:
-                self.optimizer.step()
-                self._begun.update(id(p) for p in trained)
+            with waiting_meant():
+                if hold.item() == 0:
+                    self.optimizer.step()
+                    self._begun.update(id(p) for p in trained)
         elif fused:
             self._step_in_kernel(hold)
         else:
