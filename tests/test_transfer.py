@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlas.context import Context
 from dlas.engine import transfer
 from dlas.engine.transfer import Transfer
 
@@ -63,3 +64,13 @@ def test_without_streams_batches_are_moved_in_order():
     moved = Transfer(torch.device("cpu"), torch.contiguous_format)(batch)
     assert moved["x"] is batch["x"]
     assert Transfer(torch.device("cpu"), torch.channels_last)(batch)["x"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("draw", ["rand", "randn"])
+def test_few_random_numbers_are_drawn_on_the_host_and_travel_together(draw):
+    context = Context({}, positions=[3, 5], seed=1)
+    few = getattr(context, draw)((2,), "times")
+    assert few.shape == (2, 2)
+    assert getattr(context, draw)((2,), "times", "meta").device.type == "meta"  # which cannot draw
+    with pytest.raises(RuntimeError, match="META device type not an accelerator"):
+        getattr(context, draw)((257,), "times", "meta")

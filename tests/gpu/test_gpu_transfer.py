@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dlas.context import Context
 from dlas.engine.transfer import Transfer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -39,3 +40,9 @@ def test_memory_is_not_reused_while_training_reads_it():
         sums.append(moved["x"].mean())
         del moved  # while the device still sleeps: the next batch must not come to lie there
     assert torch.stack(sums).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_few_random_numbers_are_those_of_the_host():
+    context = Context({}, positions=[3, 5], seed=1)
+    assert context.rand((4,), "times", "cuda").cpu().equal(context.rand((4,), "times"))
+    assert context.randn((3, 64, 64), "noise", "cuda").is_cuda
