@@ -252,13 +252,25 @@ def test_steps_and_averages_are_run_in_the_mode_and_nothing_else(tmp_path, monke
 # ---- whole iterations --------------------------------------------------------------------------------------------------------
 
 
+EVERYTHING = (
+    "train.mega_batch_factor=2",
+    "train.health={spike: skip}",
+    "train.noise_scale={every: 1}",
+    "train.ema.post_hoc={every: 4}",
+    "steps.generator.clip_grad_eps=0.1",
+    "steps.generator.losses.second={type: pix, criterion: l2, weight: 1, real: hq, fake: gen}",
+    "steps.generator.balance={at: gen}",
+)
+"""All that a step may do beside its work."""
+
+
 @pytest.mark.parametrize("name", ["psnr", "gan", "diffusion"])
 def test_no_iteration_waits(tmp_path, monkeypatch, name):
     """Steps, guards, updates, averages; what the host reads of it, it reads an iteration later."""
     monkeypatch.setattr(trainer_module, "HealthMonitor", partial(HealthMonitor, lag=1))
     monkeypatch.setattr(monitor._Record, "read", lambda self: [0] * len(self.watched))  # from pinned memory, after an event
     text = CONFIGURATIONS[name].text
-    more = ("steps.generator.clip_grad_eps=0.1",) if name == "psnr" else ()
+    more = EVERYTHING if name == "psnr" else ()
     run = trainer(tmp_path, text, "device=meta", "train.ema.enabled=true", "logger.efficiency=false", *more)
     data = batches(run, 2)
     for step in run.steps:

@@ -17,7 +17,7 @@ SETTINGS = {
     "plain": (),
     "half": ("precision=fp16",),
     "bf16": ("precision=bf16", "memory_format=channels_last"),
-    "micro-batches": ("train.mega_batch_factor=2",),
+    "micro-batches": ("train.mega_batch_factor=2", "train.health={spike: skip}", "train.noise_scale={every: 1}"),
     "averages on the host": ("train.ema.device=cpu",),
 }
 
