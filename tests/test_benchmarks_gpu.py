@@ -13,9 +13,9 @@ from test_benchmarks import FOLDER
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def kernel_shares(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("gpu")
+    return importlib.import_module("kernel_shares")
 
 
 @pytest.mark.parametrize(
@@ -37,17 +37,17 @@ def gpu(monkeypatch):
         ("aten::copy_", False),
     ],
 )
-def test_kernels_of_products_are_known_by_name(gpu, kernel, product):
-    assert gpu.is_product(kernel) == product
+def test_kernels_of_products_are_known_by_name(kernel_shares, kernel, product):
+    assert kernel_shares.is_product(kernel) == product
 
 
-def test_shares_count_time_once(gpu):
+def test_shares_count_time_once(kernel_shares):
     kernels = [("gemm", 0, 40), ("add", 30, 50), ("Memcpy HtoD", 10, 20), ("add", 60, 80)]
-    shares = gpu.Shares.of(kernels, 100)
+    shares = kernel_shares.Shares.of(kernels, 100)
     assert (shares.products, shares.other, shares.idle) == pytest.approx((0.4, 0.3, 0.3))
     assert shares.limit == "launch"
-    assert gpu.Shares.of(kernels, 80).limit == "compute"
-    assert gpu.Shares.of([("add", 0, 50), ("gemm", 50, 99)], 100).limit == "bandwidth"
+    assert kernel_shares.Shares.of(kernels, 80).limit == "compute"
+    assert kernel_shares.Shares.of([("add", 0, 50), ("gemm", 50, 99)], 100).limit == "bandwidth"
 
 
 @pytest.mark.slow
