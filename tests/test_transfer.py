@@ -11,6 +11,7 @@ from torch import Tensor
 from dlas.context import Context
 from dlas.engine import transfer
 from dlas.engine.transfer import Transfer
+from dlas.host import unattended
 
 
 class Stream:
@@ -74,3 +75,8 @@ def test_few_random_numbers_are_drawn_on_the_host_and_travel_together(draw):
     assert getattr(context, draw)((2,), "times", "meta").device.type == "meta"  # which cannot draw
     with pytest.raises(RuntimeError, match="META device type not an accelerator"):
         getattr(context, draw)((257,), "times", "meta")
+
+
+def test_copies_are_left_to_themselves_but_on_mps_which_reads_the_source_later():
+    assert unattended("cuda:1")
+    assert not unattended("mps")

@@ -19,8 +19,8 @@ from dlas.engine.health import HealthMonitor, monitor
 from dlas.engine.health.holding import HeldOptimizer
 from dlas.engine.stage import STAGE
 from dlas.engine.waiting import waiting_meant, waiting_told
+from dlas.host import constant
 from dlas.injectors import create_injector
-from dlas.layers.constants import constant
 from dlas.losses import create_loss
 from dlas.optim.optimizers import build_optimizer
 from dlas.registry import ARCHS, LOSSES

@@ -42,7 +42,7 @@ class _Calls(TorchFunctionMode):
         if _on_device(kwargs.get("device")) or any(isinstance(each, Tensor) and _on_device(each.device) for each in args):
             kwargs.pop("generator", None)
         if func in _BUILDERS and not isinstance(args[0], Tensor) and _on_device(kwargs.get("device")):
-            raise WaitError(f"{func.__name__} from the host's values; dlas.layers.constants does not wait")
+            raise WaitError(f"{func.__name__} from the host's values; dlas.host.constant does not wait")
         if func is Tensor.new_tensor and _on_device(kwargs.get("device", args[0].device)):
             raise WaitError("new_tensor from the host's values")
         if func in (Tensor.__getitem__, Tensor.__setitem__) and _on_device(args[0].device) and _has_list(args[1]):

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dlas.host import sent
+
 _MASK = (1 << 64) - 1
 _FEW = 256
 """Numbers a sample that the host has drawn before a GPU has begun to, which takes a kernel for each sample."""
@@ -103,4 +105,4 @@ class Context:
         for row, position in zip(out, self.positions, strict=True):
             generator.manual_seed(mix_seed(self.seed, position, stream))
             draw(shape, generator=generator, device=drawn_on, out=row)
-        return out.to(device, non_blocking=True)
+        return sent(out, device)

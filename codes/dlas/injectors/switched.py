@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dlas.context import Context
 from dlas.errors import TrainingError
+from dlas.host import constant
 from dlas.injectors.base import Injector, State
 from dlas.injectors.networks import GeneratorInjector
-from dlas.layers.constants import constant
 from dlas.layers.switched import Routed, set_temperature, watched
 from dlas.registry import INJECTORS
 from dlas.types import NetworkName, PositiveInt, StateIn, StateIns, StateOut, StateOuts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlas.layers.constants import constant
+from dlas.host import constant
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the five scales: Wang et al., "Multiscale structural similarity", 2003, section 4."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlas.layers.constants import constant
+from dlas.host import constant, sent
 
 DRAWS = 12
 """Random numbers that a view takes."""
@@ -166,7 +166,7 @@ def _jittered(views: Tensor, draws: Tensor, rules: ViewRules) -> Tensor:
 
 def _turned(views: Tensor, turns: Tensor) -> Tensor:
     """Colours turned in the plane of equal luma (I and Q of NTSC), by shares of a whole turn (B,)."""
-    forth, back = _TO_YIQ.to(turns, non_blocking=True), _FROM_YIQ.to(turns, non_blocking=True)
+    forth, back = sent(_TO_YIQ, turns.device, turns.dtype), sent(_FROM_YIQ, turns.device, turns.dtype)
     angle = 2 * math.pi * turns
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)
     rows = ((one, zero, zero), (zero, angle.cos(), -angle.sin()), (zero, angle.sin(), angle.cos()))

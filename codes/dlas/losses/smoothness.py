@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlas.context import Context
-from dlas.layers.constants import constant
+from dlas.host import constant
 from dlas.losses.base import Loss, State
 from dlas.losses.criteria import distance
 from dlas.losses.pictures import check_choice, pictures

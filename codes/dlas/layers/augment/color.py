@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from dlas.host import constant
 from dlas.layers.augment.draws import happens, normal, uniform
-from dlas.layers.constants import constant
 
 
 def color(x: Tensor, p: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlas.host import constant, sent
 from dlas.layers.augment.draws import happens, normal, uniform
-from dlas.layers.constants import constant
 from dlas.layers.stylegan2 import filter_kernel, filter_resample
 
 SYM6 = (
@@ -87,7 +87,7 @@ def resampled(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
         (N, C, H, W).
     """
     height, width = x.shape[-2:]
-    kernel = filter_kernel(SYM6).to(x.device, non_blocking=True)
+    kernel = sent(filter_kernel(SYM6), x.device)
     padded = F.pad(x, (2 * MARGIN,) * 4, mode="reflect")
     crop = slice(2 * MARGIN, -2 * MARGIN)
     large = filter_resample(padded, 4 * kernel, up=2, pad=(6, 5))[:, :, crop, crop]
