@@ -438,7 +438,7 @@ def test_a_shortage_in_the_update_names_the_optimiser(tmp_path, monkeypatch):
 
 
 def test_a_shortage_on_the_way_to_the_device_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("dlas.engine.iteration.to_device", no_memory)
+    monkeypatch.setattr("dlas.engine.transfer.to_device", no_memory)
     with pytest.raises(TrainingError, match="moving a batch of 4 samples to cpu ran out of memory"):
         trainer(tmp_path, toys.PSNR, AUTO).run()
 

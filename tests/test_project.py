@@ -32,7 +32,7 @@ PACKAGE = ROOT / "codes/dlas"
 
 # Which layer each part of the package is in; imports point to lower numbers only, or stay within a part.
 LAYERS = {
-    **dict.fromkeys(["types", "errors"], 0),
+    **dict.fromkeys(["types", "errors", "host"], 0),
     **dict.fromkeys(["registry", "context", "ranks"], 1),
     **dict.fromkeys(["config", "compat", "layers", "diffusion", "degradations"], 2),
     **dict.fromkeys(["injectors", "losses", "data", "metrics", "optim", "observe", "archs", "interop"], 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dlas.host import sent
+
 _MASK = (1 << 64) - 1
+_FEW = 256
+"""Numbers a sample that the host has drawn before a GPU has begun to, which takes a kernel for each sample."""
 
 
 def mix_seed(*parts: int | str) -> int:
@@ -83,7 +88,8 @@ class Context:
         """Standard normal noise, float32, shape (batch, *shape).
 
         Each sample's noise depends only on (seed, its position in the sample order, stream): it is the same however the batch
-        is cut into micro-batches or spread over ranks, and after a resume.
+        is cut into micro-batches or spread over ranks, and after a resume. Up to 256 numbers a sample are the same on every
+        kind of device, too.
         """
         return self._per_sample(torch.randn, shape, stream, device)
 
@@ -93,9 +99,10 @@ class Context:
 
     def _per_sample(self, draw: Callable[..., Tensor], shape: Iterable[int], stream: str, device: torch.device | str) -> Tensor:
         shape = tuple(shape)
-        generator = torch.Generator(device)
-        out = torch.empty((len(self.positions), *shape), device=device)
+        drawn_on = "cpu" if math.prod(shape) <= _FEW else device
+        generator = torch.Generator(drawn_on)
+        out = torch.empty((len(self.positions), *shape), device=drawn_on)
         for row, position in zip(out, self.positions, strict=True):
             generator.manual_seed(mix_seed(self.seed, position, stream))
-            draw(shape, generator=generator, device=device, out=row)
-        return out
+            draw(shape, generator=generator, device=drawn_on, out=row)
+        return sent(out, device)

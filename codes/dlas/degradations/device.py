@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlas.degradations.base import Blur, GaussianNoise, Jpeg, Operation, PoissonNoise, Recipe, Resize, Sharpen
 from dlas.degradations.jpeg import jpeg
+from dlas.host import sent
 
 
 def degrade(images: Tensor, recipes: Sequence[Recipe], seeds: Sequence[int]) -> Tensor:
@@ -38,7 +39,7 @@ def apply(image: Tensor, operation: Operation, generator: torch.Generator) -> Te
     """One operation on (1, 3, H, W)."""
     match operation:
         case Blur():
-            kernel = torch.from_numpy(np.ascontiguousarray(operation.kernel)).to(image.device, image.dtype)
+            kernel = sent(torch.from_numpy(np.ascontiguousarray(operation.kernel)), image.device, image.dtype)
             return filter2d(image, kernel[None])
         case Resize():
             size = (operation.height, operation.width)
@@ -80,7 +81,7 @@ def filter2d(image: Tensor, kernel: Tensor) -> Tensor:
 
 def usm_sharpen(image: Tensor, weight: float = 0.5, threshold: float = 10.0, size: int = 51) -> Tensor:
     """Unsharp mask where the image differs from its blurred self by more than `threshold` of 255 (see `Sharpen`)."""
-    kernel = gaussian(size).to(image.device, image.dtype)
+    kernel = sent(gaussian(size), image.device, image.dtype)
     residual = image - _separable(image, kernel)
     mask = _separable((residual.abs() * 255 > threshold).to(image.dtype), kernel)
     sharp = (image + weight * residual).clamp(0, 1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlas.host import constant, sent
+
 # Table K.1 with rows and columns exchanged, as the differentiable JPEG of the published training code has it; K.2 is symmetric.
 _LUMINANCE = (
     (16, 12, 14, 14, 18, 24, 49, 72), (11, 12, 13, 17, 22, 35, 64, 92), (10, 14, 16, 22, 37, 55, 78, 95),
@@ -70,11 +72,11 @@ def _cosines_on(dtype: torch.dtype, device: torch.device) -> Tensor:
     k, n = torch.arange(8, dtype=torch.float64).view(8, 1), torch.arange(8, dtype=torch.float64)
     basis = torch.cos((2 * n + 1) * k * math.pi / 16) / 2
     basis[0] /= math.sqrt(2)
-    return basis.to(device, dtype)
+    return sent(basis, device, dtype)
 
 
 def _table(rows: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=like.dtype, device=like.device).view(1, 1, 1, 1, 8, 8)
+    return constant(rows, like.device, like.dtype).view(1, 1, 1, 1, 8, 8)
 
 
 def _to_ycbcr(rgb: Tensor) -> Tensor:

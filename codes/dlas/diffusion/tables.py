@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from dlas.host import sent
+
 
 @contextmanager
 def on_host() -> Iterator[None]:
@@ -31,5 +33,5 @@ class Table:
     def on(self, device: torch.device) -> Tensor:
         """The numbers on a device."""
         if device not in self._copies:
-            self._copies[device] = self._values.to(device)
+            self._copies[device] = sent(self._values, device)
         return self._copies[device]

@@ -10,6 +10,7 @@ from torch import Tensor
 from dlas.diffusion.processes import Process
 from dlas.diffusion.times import Drawn, Times
 from dlas.errors import ConfigurationError
+from dlas.host import sent
 from dlas.registry import TIMES
 from dlas.types import Fraction, PositiveInt
 
@@ -108,4 +109,4 @@ class LossSecondMoment(Times):
                 f"times loss_second_moment: losses of {len(self._seen)} timesteps are kept, but the process has {steps}; "
                 "begin anew, or keep the process"
             )
-        self._losses, self._seen = self._losses.to(device), self._seen.to(device)
+        self._losses, self._seen = sent(self._losses, device), sent(self._seen, device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlas.config.schema import BatchSizeOptimizerConfig
 from dlas.context import mix_seed
+from dlas.engine.waiting import waiting_meant
 from dlas.errors import ConfigurationError
 
 _HISTORY = 128  # updates whose mean number of batches is reported
@@ -174,7 +175,8 @@ class Direction:
             cosine = torch.where(size > 0, (old @ new) / size, torch.ones_like(size)).clamp(-1, 1)
             # A gradient that is not finite has a sum that is not.
             found.append(torch.arccos(cosine) + 0 * new.sum())
-        angles = iter(torch.stack(found).tolist() if found else [])
+        with waiting_meant():  # how many batches an update takes is decided here
+            angles = iter(torch.stack(found).tolist() if found else [])
         return [next(angles) if place in now else 0.0 for place in self.polled]
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -17,10 +17,12 @@ from dlas.engine.first_batch import FirstBatch
 from dlas.engine.flops import Work
 from dlas.engine.freezing import Freeze
 from dlas.engine.health import HealthMonitor
-from dlas.engine.microbatch import MicroBatch, to_device
+from dlas.engine.microbatch import MicroBatch
 from dlas.engine.out_of_memory import StepOutOfMemoryError, explained, release_memory
 from dlas.engine.stage import STAGE
 from dlas.engine.step import TrainingStep
+from dlas.engine.transfer import Transfer
+from dlas.engine.waiting import waiting_told
 
 TRANSFER_FIX = (
     "Before any step has begun, networks, averages and optimiser states fill the device, or another process does: lower "
@@ -45,6 +47,7 @@ class IterationRunner:
         on_error: told of an error that a step raises, with its micro-batches as they were before it.
         freezes: parameters that are not trained for part of the run.
         work: counts arithmetic, if that is asked for.
+        waiting: what becomes of an operation in a step, or in the averages, that lets the loop wait for a CUDA device.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class IterationRunner:
         on_error: StepErrorHandler | None = None,
         freezes: Sequence[Freeze] = (),
         work: Work | None = None,
+        waiting: Literal["warn", "error"] | None = None,
     ) -> None:
         self.steps = steps
         self.networks = networks
@@ -69,12 +73,13 @@ class IterationRunner:
         self.seed = seed
         self.cutting = cutting
         self.device = device
-        self.layout = layout
+        self.transfer = Transfer(device, layout)
         self.health = health
         self.strategy = strategy or Single()
         self.on_error = on_error
         self.freezes = freezes
         self.work = work
+        self.waiting = waiting if device.type == "cuda" else None
         self.first_batch = FirstBatch(networks)
         trained = [networks[name] for step in steps for name in step.trained]
         self._changing = [*trained, *(each.loss for step in steps for each in step.losses)]  # modules whose buffers may
@@ -94,7 +99,7 @@ class IterationRunner:
         STAGE.enter("transfer")
         positions = batch.pop("positions")
         with explained(f"moving a batch of {len(positions)} samples to {self.device}", TRANSFER_FIX):
-            batch = to_device(batch, self.device, self.layout)
+            batch = self.transfer(batch)
         parts = self.cutting.cut(batch, positions)
         waiting = self.first_batch.waiting(self.networks)
         health = self.health
@@ -112,7 +117,8 @@ class IterationRunner:
         self.strategy.share_buffers(self._changing)
         if self.averages is not None:
             STAGE.enter("averages")
-            self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
+            with waiting_told(self.waiting):
+                self.averages.update(completed + 1, lambda name: health.held(name) if health is not None else False)
             self.first_batch.restart(self.averages, waiting)
         STAGE.enter("other")
         if health is not None:
@@ -130,7 +136,8 @@ class IterationRunner:
             try:
                 with self.health.watching(step, parts, contexts) if self.health is not None else nullcontext():
                     self.first_batch.show(step, parts, contexts)
-                    with self.work.of(step, parts, completed) if self.work is not None else nullcontext():
+                    counting = self.work.of(step, parts, completed) if self.work is not None else nullcontext()
+                    with counting, waiting_told(self.waiting):
                         step.run(parts, contexts, log_gradients)
                 return parts
             except StepOutOfMemoryError as error:

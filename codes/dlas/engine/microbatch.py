@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlas.host import unattended
+
 
 @dataclass
 class MicroBatch:
@@ -93,7 +95,7 @@ def to_device(batch: dict[str, Any], device: torch.device, layout: torch.memory_
     for key, value in batch.items():
         if isinstance(value, Tensor):
             if device.type != "cpu":
-                value = value.to(device, non_blocking=True)
+                value = value.to(device, non_blocking=unattended(device))
             if value.dim() == 4 and layout is torch.channels_last:
                 value = value.contiguous(memory_format=layout)
         result[key] = value

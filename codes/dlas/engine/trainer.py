@@ -147,6 +147,7 @@ class Trainer:
             freezes=freezes(config, self.networks),
             strategy=self.strategy,
             work=self.work,
+            waiting=config.sync_debug_mode,
         )
         self.progress = Progress()
         self.best = BestFigures(config)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlas.context import Context, mix_seed
 from dlas.errors import ConfigurationError, DataError
+from dlas.host import sent, unattended
 from dlas.injectors.base import Injector, State
 from dlas.layers.mel import HIGHEST_POWER, MelSpectrogram, normalise_mel, resample
 from dlas.registry import INJECTORS
@@ -63,7 +64,7 @@ class MelSpectrogramInjector(Injector):
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         sound: Tensor = state[self.input]
         with torch.no_grad():
-            mel = self.spectrogram.to(sound.device)(sound.clamp(-1, 1))
+            mel = self.spectrogram.to(sound.device, non_blocking=unattended(sound.device))(sound.clamp(-1, 1))
             return {self.out: normalise_mel(mel) if self.normalize else mel}
 
 
@@ -130,11 +131,12 @@ class TorchMelSpectrogramInjector(Injector):
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         sound: Tensor = state[self.input]
         with torch.no_grad():
-            mel = self.spectrogram.to(sound.device)(sound if self.gain is None else sound * self.gain)
+            spectrogram = self.spectrogram.to(sound.device, non_blocking=unattended(sound.device))
+            mel = spectrogram(sound if self.gain is None else sound * self.gain)
             if self.signed:
                 mel = normalise_mel(mel, HIGHEST_POWER)
             if self.norms is not None:
-                self.norms = self.norms.to(mel.device)
+                self.norms = sent(self.norms, mel.device)
                 mel = mel / self.norms[:, None]
             return {self.out: mel}
 
@@ -227,8 +229,8 @@ class RandomAudioCropInjector(Injector):
         low, high = self.sizes
         size = low + mix_seed(context.seed, context.step, self.out, "size") % (high - low + 1)
         size = min(size, sound.shape[-1])
-        room: Tensor | int = (state[self.lengths] if self.lengths is not None else sound.shape[-1]) - size - self.buffer
-        room = torch.as_tensor(room, device=sound.device).clamp(min=0)
+        length = state[self.lengths] if self.lengths is not None else torch.full((), sound.shape[-1], device=sound.device)
+        room = (length - size - self.buffer).clamp(min=0)
         drawn = context.rand((), f"random_audio_crop:{self.out}", sound.device)
         starts = (drawn * (room + 1)).long().clamp(max=room) + self.buffer
         starts = starts.clamp(max=sound.shape[-1] - size)

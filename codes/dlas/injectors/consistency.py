@@ -17,6 +17,7 @@ from dlas.diffusion.levels import over
 from dlas.diffusion.tables import Table
 from dlas.diffusion.times import low_discrepancy
 from dlas.errors import ConfigurationError
+from dlas.host import sent
 from dlas.injectors.averages import averaged
 from dlas.injectors.base import Injector, State
 from dlas.injectors.conditions import read_conditions
@@ -143,7 +144,7 @@ class ConsistencyInjector(Injector):
             self._tables = count, Table(ratios), shares
         _, table, shares = self._tables
         offset = mix_seed(context.seed, self.out, "time") / 2**63
-        uniform = low_discrepancy(torch.tensor(context.positions), offset).to(device, non_blocking=True)
+        uniform = sent(low_discrepancy(torch.tensor(context.positions), offset), device)
         if shares is None:
             rung = (uniform * (count - 1)).long()
         else:

@@ -19,6 +19,7 @@ from dlas.diffusion.times import Drawn, Observations, Uniform, create_times, low
 from dlas.diffusion.training import Objective, Terms
 from dlas.diffusion.weightings import create_weighting, noise_coordinate, with_log_variance
 from dlas.errors import ConfigurationError
+from dlas.host import sent
 from dlas.injectors.base import Injector, State
 from dlas.injectors.conditions import check_unconditional, read_conditions, without
 from dlas.registry import INJECTORS
@@ -137,7 +138,7 @@ class Lesson:
         if not self.stratified:
             return context.rand((), f"{self.stream}/time", device).double()
         offset = mix_seed(context.seed, self.stream, "time") / 2**63
-        return low_discrepancy(torch.tensor(context.positions), offset).to(device, non_blocking=True)
+        return sent(low_discrepancy(torch.tensor(context.positions), offset), device)
 
 
 def quantiles(process: Process, places: tuple[float, ...]) -> list[float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlas.context import Context
 from dlas.errors import TrainingError
+from dlas.host import constant
 from dlas.injectors.base import Injector, State
 from dlas.injectors.networks import GeneratorInjector
 from dlas.layers.switched import Routed, set_temperature, watched
@@ -95,7 +96,7 @@ class SwitchMapsInjector(Injector):
         chosen = chosen.detach().float()
         _, breadth, height, width = chosen.shape
         palette = [colorsys.hsv_to_rgb(number / breadth, 0.85, 1.0 if number % 2 else 0.7) for number in range(breadth)]
-        colours = torch.tensor(palette, device=chosen.device)
+        colours = constant(palette, chosen.device)
         picture = torch.einsum("bshw,sc->bchw", chosen / chosen.sum(dim=1, keepdim=True), colours)
         return F.interpolate(picture, size=(self.height, max(1, round(self.height * width / height))), mode="nearest")
 

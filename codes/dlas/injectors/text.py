@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlas.context import Context
 from dlas.errors import ConfigurationError, TrainingError
+from dlas.host import sent
 from dlas.injectors.base import Injector, State
 from dlas.registry import INJECTORS
 from dlas.types import PositiveInt, StateIn, StateOut
@@ -69,7 +70,7 @@ class TokenizeInjector(Injector):
             row[: len(cut)] = torch.tensor(cut, dtype=torch.int64)
         # Texts have no device; the batch they came with has.
         device = next((value.device for value in state.values() if isinstance(value, Tensor)), torch.device("cpu"))
-        return {self.out: padded.to(device, non_blocking=True)}
+        return {self.out: sent(padded, device)}
 
 
 def word_numbers(texts: Sequence[str], size: int) -> list[list[int]]:

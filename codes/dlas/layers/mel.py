@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlas.host import sent
+
 MelScale: TypeAlias = Literal["htk", "slaney"]
 """htk: 2595 log10(1 + f / 700). slaney: linear up to 1 kHz, logarithmic above, as in the Auditory Toolbox."""
 
@@ -177,7 +179,7 @@ def resample(audio: Tensor, rate: int, new_rate: int, *, zeros: int = 6, rolloff
     old, new = rate // common, new_rate // common
     kernels, reach = _resampling_kernels(old, new, zeros, rolloff)
     flat = F.pad(audio.reshape(-1, 1, audio.shape[-1]), (reach, reach + old))
-    blocks = F.conv1d(flat, torch.from_numpy(kernels)[:, None].to(flat), stride=old)
+    blocks = F.conv1d(flat, sent(torch.from_numpy(kernels)[:, None], flat.device, flat.dtype), stride=old)
     length = math.ceil(new * audio.shape[-1] / old)
     return blocks.transpose(1, 2).flatten(1)[:, :length].reshape(*audio.shape[:-1], length)
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from dlas.host import sent
+
 _SUPPORT = 4.0
 """Width of the cubic kernel, in pixels of the coarser grid."""
 
@@ -95,7 +97,7 @@ def _taps(
         # Mirroring with the edge repeated has period 2n: 0 .. n-1, n-1 .. 0.
         folded = position[:, used].long() % (2 * length_in)
         taps = torch.minimum(folded, 2 * length_in - 1 - folded)
-        return taps.to(device), weights[:, used].to(device, dtype)
+        return sent(taps, device), sent(weights[:, used], device, dtype)
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dlas.host import constant
+
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the five scales: Wang et al., "Multiscale structural similarity", 2003, section 4."""
 WINDOW = 11
@@ -85,7 +87,7 @@ def _blur(image: Tensor) -> Tensor:
     if image.dtype == torch.float64:
         return _shifted_sums(image, weights)
     channels = image.shape[1]
-    kernel = torch.tensor(weights, dtype=image.dtype, device=image.device).expand(channels, 1, 1, WINDOW)
+    kernel = constant(weights, image.device, image.dtype).expand(channels, 1, 1, WINDOW)
     return F.conv2d(F.conv2d(image, kernel, groups=channels), kernel.mT, groups=channels)
 
 

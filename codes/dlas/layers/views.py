@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlas.host import constant, sent
+
 DRAWS = 12
 """Random numbers that a view takes."""
 
@@ -153,7 +155,7 @@ def _cut(pictures: Tensor, cuts: Cuts, size: tuple[int, ...]) -> Tensor:
 
 def _jittered(views: Tensor, draws: Tensor, rules: ViewRules) -> Tensor:
     """Brightness, contrast, saturation and hue, in this order."""
-    spans = draws.new_tensor((rules.brightness, rules.contrast, rules.saturation))
+    spans = constant((rules.brightness, rules.contrast, rules.saturation), draws.device, draws.dtype)
     brightness, contrast, saturation = (1 + (2 * draws[:, :3] - 1) * spans).to(views.dtype)[..., None, None, None].unbind(1)
     views = views * brightness
     mean = _luma(views).mean((-2, -1), keepdim=True)
@@ -164,7 +166,7 @@ def _jittered(views: Tensor, draws: Tensor, rules: ViewRules) -> Tensor:
 
 def _turned(views: Tensor, turns: Tensor) -> Tensor:
     """Colours turned in the plane of equal luma (I and Q of NTSC), by shares of a whole turn (B,)."""
-    forth, back = _TO_YIQ.to(turns), _FROM_YIQ.to(turns)
+    forth, back = sent(_TO_YIQ, turns.device, turns.dtype), sent(_FROM_YIQ, turns.device, turns.dtype)
     angle = 2 * math.pi * turns
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)
     rows = ((one, zero, zero), (zero, angle.cos(), -angle.sin()), (zero, angle.sin(), angle.cos()))
@@ -173,7 +175,7 @@ def _turned(views: Tensor, turns: Tensor) -> Tensor:
 
 
 def _luma(views: Tensor) -> Tensor:
-    weights = views.new_tensor(_LUMA)[:, None, None]
+    weights = constant(_LUMA, views.device, views.dtype)[:, None, None]
     return (views * weights).sum(1, keepdim=True)
 
 

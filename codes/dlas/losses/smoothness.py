@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlas.context import Context
+from dlas.host import constant
 from dlas.losses.base import Loss, State
 from dlas.losses.criteria import distance
 from dlas.losses.pictures import check_choice, pictures
@@ -79,6 +80,6 @@ class GradientLoss(Loss):
 
     def _gradient(self, image: Tensor) -> Tensor:
         planes = F.pad(image, [1, 1, 1, 1], mode="replicate").flatten(0, 1)[:, None]
-        across = torch.tensor(_SOBEL, device=image.device) / 8
+        across = constant(_SOBEL, image.device) / 8
         gradient = F.conv2d(planes, torch.stack([across, across.T])[:, None])
         return (gradient.square().sum(1) + 1e-6).sqrt() if self.magnitude else gradient

@@ -45,7 +45,7 @@ class InvertibleConvolution(nn.Module):
 
     def inverse(self, x: Tensor) -> Tensor:
         """The other way."""
-        return F.conv1d(x, torch.linalg.inv(self._matrix())[..., None].to(x.dtype))
+        return F.conv1d(x, torch.linalg.inv_ex(self._matrix()).inverse[..., None].to(x.dtype))
 
     def _matrix(self) -> Tensor:
         """(C, C), in float32 where the network is in half precision: there are no inverses in it."""

@@ -253,6 +253,9 @@ class Config(Section):
     cudnn_benchmark: bool = opt(True, "let cuDNN time its convolutions and keep the fastest")
     checkpointing_enabled: bool = opt(False, "gradient checkpointing in networks that offer it: less memory, slower")
     anomaly_detection: bool = opt(False, "let autograd name the operation that made a NaN; slow")
+    sync_debug_mode: Literal["warn", "error"] | None = opt(
+        None, "on CUDA: warn of an operation of a training step that lets the loop wait for the device, or refuse it"
+    )
     plugins: list[str] = opt([], "files, folders or modules with your own networks, losses, injectors, data sets")
     datasets: dict[str, DatasetConfig] = opt({}, "`train` and any number of others to validate on")
     networks: dict[str, NetworkConfig] = opt({}, "networks by name")

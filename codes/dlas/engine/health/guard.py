@@ -12,6 +12,7 @@ from dlas.engine.distributed import Ranks
 from dlas.engine.distributed.tensors import local
 from dlas.engine.health.holding import HeldOptimizer
 from dlas.engine.health.spikes import SpikeScore
+from dlas.engine.waiting import waiting_meant
 
 GOOD, SPIKE, GRADIENT, LOSS = 0, 1, 2, 3
 """What is wrong with an update; the larger number is told where several are."""
@@ -95,7 +96,8 @@ class UpdateGuard:
             spike = self.spikes.judge(self._losses, values, accepted)
             flags[0] = torch.maximum(flags[0], SPIKE * spike)  # of values that all ranks have in common
         if self.latch is None:
-            code, overflow = flags.tolist()
+            with waiting_meant():
+                code, overflow = flags.tolist()
             self.code, self.held = int(code), code != GOOD
             if not self.held and not overflow:
                 self.optimizer.step()

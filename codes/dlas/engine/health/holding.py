@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dlas.engine.waiting import waiting_meant
+
 Undo = Callable[[], None]
 
 
@@ -40,9 +42,10 @@ class HeldOptimizer:
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         if (self.overflows and not fused) or any(id(p) not in self._begun for p in trained):
-            if hold.item() == 0:
-                self.optimizer.step()
-                self._begun.update(id(p) for p in trained)
+            with waiting_meant():
+                if hold.item() == 0:
+                    self.optimizer.step()
+                    self._begun.update(id(p) for p in trained)
         elif fused:
             self._step_in_kernel(hold)
         else:
@@ -69,25 +72,25 @@ class HeldOptimizer:
     def _step_and_choose(self, trained: list[Tensor], hold: Tensor) -> None:
         state = self.optimizer.state
         groups = [dict(group) for group in self.optimizer.param_groups]
-        kept = [(p, p.detach().clone()) for p in trained]
-        on_device: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
+        on_device: list[tuple[dict[str, Any], str, Tensor]] = []
         on_host: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for p in trained:
             entries = state[p]
             values = dict(entries)
             for key, value in entries.items():
                 if isinstance(value, Tensor) and value.device == hold.device:
-                    on_device.append((entries, key, value, value.clone()))
+                    on_device.append((entries, key, value))
                     del values[key]
                 elif isinstance(value, Tensor):
                     values[key] = value.clone()
             on_host.append((entries, values))
+        kept = _copies([*trained, *(tensor for _, _, tensor in on_device)])
         self.optimizer.step()
         held = hold != 0
-        for parameter, old in kept:
-            parameter.copy_(torch.where(held, old, parameter))
-        for entries, key, tensor, old in on_device:
-            tensor.copy_(torch.where(held, old, entries[key]))
+        for parameter, old in zip(trained, kept, strict=False):
+            torch.where(held, old, parameter, out=parameter)
+        for (entries, key, tensor), old in zip(on_device, kept[len(trained) :], strict=True):
+            torch.where(held, old, entries[key], out=tensor)
             entries[key] = tensor
         undo = self._undo[-1]
         for entries, values in on_host:
@@ -98,3 +101,16 @@ class HeldOptimizer:
             changed = {key: value for key, value in before.items() if key != "params" and group[key] is not value}
             if changed:
                 undo.append(lambda group=group, changed=changed: group.update(changed))  # type: ignore[misc]
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies; those of one type are made by one kernel."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for copy, tensor in zip(copies, tensors, strict=True):
+        targets, sources = by_type.setdefault(tensor.dtype, ([], []))
+        targets.append(copy)
+        sources.append(tensor)
+    for targets, sources in by_type.values():
+        torch._foreach_copy_(targets, sources)
+    return copies

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from dlas.host import constant
 from dlas.layers.augment.draws import happens, normal, uniform
 
 
@@ -43,7 +44,7 @@ def color_maps(p: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # Within the plane of colours of one luma: a rotation about the grey axis (Rodrigues' formula) and a factor.
     grey = torch.full((3, 3), 1 / 3, device=device)
     across = torch.eye(3, device=device) - grey
-    turn = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=device) / math.sqrt(3)
+    turn = constant([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device) / math.sqrt(3)
     sign = torch.where(inverted, -1.0, 1.0)
     chroma = saturation.view(-1, 1, 1) * (hue.cos().view(-1, 1, 1) * across + hue.sin().view(-1, 1, 1) * turn)
     matrix = contrast.view(-1, 1, 1) * (sign.view(-1, 1, 1) * grey + chroma)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlas.host import constant, sent
 from dlas.layers.augment.draws import happens, normal, uniform
 from dlas.layers.stylegan2 import filter_kernel, filter_resample
 
@@ -86,7 +87,7 @@ def resampled(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
         (N, C, H, W).
     """
     height, width = x.shape[-2:]
-    kernel = filter_kernel(SYM6).to(x.device)
+    kernel = sent(filter_kernel(SYM6), x.device)
     padded = F.pad(x, (2 * MARGIN,) * 4, mode="reflect")
     crop = slice(2 * MARGIN, -2 * MARGIN)
     large = filter_resample(padded, 4 * kernel, up=2, pad=(6, 5))[:, :, crop, crop]
@@ -96,7 +97,7 @@ def resampled(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     )
     places = torch.stack(torch.meshgrid(right, down, indexing="xy"), -1).flatten(0, 1)
     found = (places + shift[:, None]) @ matrix.transpose(1, 2)
-    sides = torch.tensor((width, height), device=x.device)
+    sides = constant((width, height), x.device)
     # Just outside there are the mirrored pixels that the filter has seen; further out, places are mirrored themselves.
     found = torch.where(found.abs() > sides / 2 + MARGIN, _folded(found, (sides - 1) / 2), found)
     grid = ((found - PHASE) / (sides / 2 + MARGIN)).view(len(x), len(down), len(right), 2)
