@@ -6,7 +6,7 @@ component that is not registered, an architecture that does not say its sizes) i
 
 from __future__ import annotations
 
-from dlas.config.problems import Problem
+from dlas.config.problems import Problem, Severity
 from dlas.config.schema import Config
 from dlas.config.wiring.balance import check_balance
 from dlas.config.wiring.checkpoints import check_checkpoints
@@ -16,13 +16,14 @@ from dlas.config.wiring.files import check_file_names
 from dlas.config.wiring.limits import check_limits
 from dlas.config.wiring.names import check_names
 from dlas.config.wiring.sizes import check_sizes
+from dlas.config.wiring.spread import check_spread
 from dlas.config.wiring.state import check_state
 from dlas.config.wiring.trained import check_trained
 
 __all__ = ["check_wiring"]
 
 
-def check_wiring(config: Config, problems: list[Problem], training: bool, complete: bool = True) -> None:
+def check_wiring(config: Config, problems: list[Problem], training: bool, complete: bool = True, alone: bool = False) -> None:
     """Notes what does not fit together.
 
     Args:
@@ -30,6 +31,7 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
         problems: takes the problems.
         training: whether the file is for training or for testing.
         complete: False where part of the file could not be read: then only what can be judged without it is.
+        alone: the file is about to run in one process, where what its strategy cannot do only earns a warning.
     """
     check_limits(config, problems, training)
     check_file_names(config, problems)
@@ -42,5 +44,8 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
         check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)
     check_checkpoints(config, problems, training)
-    check_devices(config, problems, training)
+    severity: Severity = "warning" if alone else "error"
+    check_devices(config, problems, training, severity)
     check_evaluation(config, problems)
+    if training and not any(problem.severity == "error" for problem in problems):  # else values may be missing
+        check_spread(config, problems, severity)

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from dlas.config import Config
+from dlas.config.wiring.spread import called_methods
 from dlas.engine.distributed.buffers import BufferSharing, broadcast
-from dlas.engine.distributed.methods import called_methods
 from dlas.engine.distributed.ranks import Ranks
 from dlas.engine.distributed.single import NoExchange
 from dlas.engine.distributed.tensors import cut_like, whole
@@ -32,33 +32,18 @@ class FullySharded:
         device: of this process.
 
     Raises:
-        ConfigurationError: the file asks for what sharded networks cannot do.
+        ConfigurationError: the processes cannot be divided into groups of `shard_size`.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         assert config.train is not None, "only training is spread"
-        if config.train.micro_batch_size == "auto":
-            raise ConfigurationError(
-                "train.micro_batch_size: auto cannot be had with distributed.strategy: fsdp, since processes cannot try again "
-                "alone; write a number, or take 'ddp'"
-            )
         together = config.distributed.gather_for_evaluation
-        if config.eval.tile == "auto" and not together:
-            raise ConfigurationError(
-                "eval.tile: auto cannot be had with distributed.gather_for_evaluation: false, since processes must cut alike; "
-                "write a number"
-            )
-        if config.distributed.gather_dtype == "bf16" and config.precision == "fp32":
-            raise ConfigurationError(
-                "distributed.gather_dtype: bf16 needs 'precision: bf16' (or auto): weights of 16 bits do not go with inputs "
-                "of 32"
-            )
-        if config.distributed.sync_batchnorm:
-            raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
         self.ranks = Ranks.current()
         self.evaluating = self.ranks if together else Ranks()
         self.whole = False
-        self._methods = called_methods(config)
+        self._methods: dict[str, set[str]] = {}
+        for name, method, _ in called_methods(config):
+            self._methods.setdefault(name, set()).add(method)
         self._measures_noise = config.train.noise_scale is not None
         self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
         compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
