@@ -48,6 +48,10 @@ def test_each_process_of_a_machine_has_its_gpu(tmp_path, monkeypatch):
     assert local_device(config, 1) == "cuda:1"
     with pytest.raises(ConfigurationError, match="there are 2"):
         local_device(config, 2)
+    with monkeypatch.context() as bound:
+        bound.setenv("SLURM_GPUS_PER_TASK", "1")  # srun has given each process its own
+        bound.setattr(torch.cuda, "device_count", lambda: 1)
+        assert local_device(config, 2) == "cuda:0"
     config.distributed.gpu_ids = [4, 6, 7]
     assert local_device(config, 2) == "cuda:7"
     with pytest.raises(ConfigurationError, match="gpu_ids lists 3"):

@@ -51,6 +51,7 @@ def check_spread(config: Config, problems: list[Problem], severity: Severity = "
         return
     spread = _Spread(config, section, train, section.strategy or "ddp", severity, problems)
     spread.check_keys()
+    spread.check_meetings()
     {"ddp": spread.check_ddp, "fsdp": spread.check_fsdp, "deepspeed": spread.check_deepspeed}[spread.strategy]()
 
 
@@ -104,6 +105,11 @@ class _Spread:
 
     def check_ddp(self) -> None:
         train = self.train
+        if train.micro_batch_size == "auto":
+            meeting = self._meeting()
+            if meeting is not None:
+                why = "in the forward pass processes wait for one another, where one without memory cannot tell the others"
+                self.refuse(train, "micro_batch_size", why, "write a number", f" and {meeting}")
         if self.section.static_graph:
             several = (train.mega_batch_factor or 1) > 1 or train.micro_batch_size is not None
             if several or train.noise_scale is not None:
@@ -207,7 +213,30 @@ class _Spread:
                     why = "weights are given back after each pass, so that gradients of gradients do not find them"
                     self.refuse(loss, key, why, fix, stage)
 
+    def check_meetings(self) -> None:
+        """Warns where less is compared than in a whole batch."""
+        meeting = self._meeting() if not self.section.sync_batchnorm else None
+        count = self.train.micro_batches(self.config.datasets["train"].batch_size) if "train" in self.config.datasets else 1
+        if meeting is not None and count > 1:
+            key = "mega_batch_factor" if self.train.mega_batch_factor > 1 else "micro_batch_size"
+            what = (
+                f"{meeting} brings together what processes have, and not micro-batches: less is compared than in a whole batch"
+            )
+            key_at(self.train, key, self.problems).note(what, "use more processes in place of micro-batches", "warning")
+
     # ------------------------------------------------------------------------------------------------------------ questions
+
+    def _meeting(self) -> str | None:
+        """Where processes wait for one another in a forward pass, in words."""
+        if self.section.sync_batchnorm:
+            return "distributed.sync_batchnorm"
+        sections = [each for step in self.config.steps.values() for each in (step.injectors or {}).values()]
+        networks = [self.config.networks[name] for name in self._trained() if name in self.config.networks]
+        for section in (*sections, *networks):
+            found = facts(section, []).entry
+            if found is not None and found.attributes.get("brings_together"):
+                return f"'{found.name}' ({section.yaml_path})"
+        return None
 
     def _trained(self) -> list[str]:
         return [name for step in self.config.steps.values() for name in step.trained]

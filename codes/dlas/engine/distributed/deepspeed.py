@@ -54,7 +54,11 @@ class ZeroSharded:
         self._buffers = BufferSharing()
 
     def spread(self, networks: Mapping[str, nn.Module]) -> None:
-        """All ranks get rank 0's values; they are cut up when the optimiser is there."""
+        """All ranks get rank 0's values; they are cut up when the optimiser is there.
+
+        Raises:
+            ConfigurationError: a network has what DeepSpeed cannot have.
+        """
         for name, network in networks.items():
             if any(hasattr(each, "awaits_batch") for each in network.modules()):
                 raise ConfigurationError(
@@ -65,6 +69,12 @@ class ZeroSharded:
                 raise ConfigurationError(
                     f"networks.{name}: parts that are frozen for a while cannot be had with 'strategy: deepspeed', "
                     "which updates what has no gradient as well; take 'ddp' or 'fsdp'"
+                )
+            scalar = next((key for key, each in network.named_parameters() if not each.dim()), None)
+            if scalar is not None and self.section.stage == 3:
+                raise ConfigurationError(
+                    f"networks.{name}.{scalar} is a single number, which stage 3 of DeepSpeed does not cut up; take "
+                    "'deepspeed: {stage: 2}' or 'strategy: fsdp'"
                 )
         broadcast(networks.values())
         self._networks = networks
@@ -90,7 +100,7 @@ class ZeroSharded:
                 )
         groups = [list(group["params"]) for group in optimizer.param_groups]
         options = deepspeed_json(self.config, step, clip_norm, self.ranks.world_size)
-        with _local_rank(self.device):
+        with _local_rank(self.device), _not_broadcast(each for each in named.values() if not each.dim()):
             engine = self._deepspeed.initialize(
                 model=_Step({name: self._networks[name] for name in names}),
                 optimizer=optimizer,
@@ -193,6 +203,19 @@ def _import(device: torch.device) -> Any:
         # A faster sum over processes on one machine, which would be compiled at every first start.
         operations.__compatible_ops__["deepspeed_shm_comm"] = False
     return package
+
+
+@contextmanager
+def _not_broadcast(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """DeepSpeed passes these over when it makes processes alike, which it cannot do with single numbers; they are alike."""
+    marked: list[Any] = list(parameters)
+    try:
+        for parameter in marked:
+            parameter.ds_optim_param = True  # as weights are marked that differ
+        yield
+    finally:
+        for parameter in marked:
+            del parameter.ds_optim_param
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,22 +57,25 @@ class FullySharded:
         broadcast(networks.values())
         self._networks = networks
         for name, network in networks.items():
+            scalars = {each for each in network.parameters() if not each.dim()}
             for block in blocks(network):
-                self._shard(block)
-            self._shard(network)
+                self._shard(block, scalars)
+            self._shard(network, scalars)
             for method in self._methods.get(name, ()):
                 register_fsdp_forward_method(network, method)
             network.register_load_state_dict_pre_hook(_cut_up)
 
-    def _shard(self, module: nn.Module) -> None:
+    def _shard(self, module: nn.Module, scalars: set[nn.Parameter]) -> None:
         # The whole is given back after each forward pass, too: between passes everything sees the parts.
-        fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy)
+        ignored: dict[str, Any] = {"ignored_params": scalars} if scalars else {}  # torch does not cut up single numbers
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy, **ignored)
 
     def exchange(self, step: str, named: Mapping[str, nn.Parameter], optimizer: Optimizer, clip_norm: float) -> ShardedExchange:
         """Gradients are cut up and averaged by the networks themselves."""
         del step, optimizer, clip_norm
         trained = dict.fromkeys(name.split(".", 1)[0] for name in named)
-        return ShardedExchange([self._networks[name] for name in trained], self._measures_noise)
+        scalars = [each for each in named.values() if not each.dim()]
+        return ShardedExchange([self._networks[name] for name in trained], scalars, self.ranks, self._measures_noise)
 
     def any_rank(self, flag: bool) -> bool:
         """The flag of this process: others wait within a backward pass for one that failed there, until it ends."""
@@ -101,10 +104,16 @@ class ShardedExchange(NoExchange):
 
     Args:
         networks: that the step trains.
+        scalars: parameters of theirs that are whole in every process.
+        ranks: the processes.
         early: they also travel at the first one: somebody wants to see the gradients of all processes then.
     """
 
-    def __init__(self, networks: Iterable[nn.Module], early: bool = False) -> None:
+    def __init__(
+        self, networks: Iterable[nn.Module], scalars: Sequence[nn.Parameter], ranks: Ranks, early: bool = False
+    ) -> None:
+        self._scalars = scalars
+        self._ranks = ranks
         self._networks = [network for network in networks if isinstance(network, FSDPModule)]
         self._early = early
         self._first = True
@@ -112,10 +121,16 @@ class ShardedExchange(NoExchange):
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """Until the last one, whole gradients are kept."""
+        travels = last or (self._early and self._first)
         for network in self._networks:
-            network.set_requires_gradient_sync(last or (self._early and self._first))
+            network.set_requires_gradient_sync(travels)
         self._first = False
         yield
+        gradients = [each.grad for each in self._scalars if each.grad is not None] if travels else []
+        if gradients:
+            mean = self._ranks.mean_(torch.stack(gradients))
+            for gradient, value in zip(gradients, mean, strict=True):
+                gradient.copy_(value)
 
     def finish(self) -> None:
         """The backward pass has done it."""
