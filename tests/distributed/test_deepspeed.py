@@ -18,6 +18,7 @@ from test_several_processes import (
     CUTS,
     FILES,
     RESUMED,
+    TEACHER,
     alone,
     assert_alike,
     assert_same_figures,
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.timeout(SECONDS + 10)
 # Of a network without an unused branch, since DeepSpeed updates what has no gradient as well.
 PLAIN = "networks.generator={which_model_G: ToyGenerator}"
 SAME = {name: (*file, PLAIN) if name in ("teacher", "contrastive") else file for name, file in FILES.items()}
+SAME["lora"] = (TEACHER, "networks.generator={which_model_G: ToyGenerator, lora: {rank: 2}}")
 OFFLOADED = (AUTOREGRESSIVE, "distributed.deepspeed.offload_optimizer=true")
 
 
@@ -59,7 +61,8 @@ def session(tmp_path_factory) -> Path:
         jobs |= {f"{name}-{stage}": (*file, *zero(stage)) for name, file in SAME.items() if stage in stages(name)}
         jobs |= {f"{name}-{stage}-cut": (*SAME[name], *zero(stage), CUT) for name in (*CUTS, "contrastive")}
         alone(folder, *RESUMED, f"name=resumed-{stage}", "train.niter=3")
-        jobs[f"resumed-{stage}"] = (*RESUMED, *zero(stage), "train.niter=5")
+        form = "sharded" if stage == 3 else "whole"
+        jobs[f"resumed-{stage}"] = (*RESUMED, *zero(stage), "train.niter=5", f"checkpoints.format={form}")
     for stage in (2, 3):
         jobs[f"offloaded-{stage}"] = (*OFFLOADED, *zero(stage))
         jobs[f"skip-{stage}"] = (*BAD, *zero(stage), "train.health.non_finite=skip")

@@ -71,6 +71,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (STATIC, {"train.noise_scale": {}}, "static_graph", "and train.noise_scale"),
 ]
 TOLD = [
+    ({}, AUTO | {f"{STEP}.injectors.all": ALL}, "micro_batch_size", "cannot be had with 'strategy: ddp' and 'all_gather'"),
     ({}, {f"{STEP}.injectors.all": ALL, "train.mega_batch_factor": 2}, "mega_batch_factor", "and not micro-batches: less is"),
     (FSDP | {"bucket_mb": 10}, {}, "bucket_mb", "has no effect with 'strategy: fsdp': it is for 'ddp'; remove it"),
     ({"deepspeed": {"stage": 1}}, {}, "deepspeed", "has no effect with 'strategy: ddp': it is for 'deepspeed'"),

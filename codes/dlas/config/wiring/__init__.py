@@ -31,7 +31,8 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
         problems: takes the problems.
         training: whether the file is for training or for testing.
         complete: False where part of the file could not be read: then only what can be judged without it is.
-        alone: the file is about to run in one process, where what its strategy cannot do only earns a warning.
+        alone: the file is about to run in one process, where what its strategy cannot do only earns a warning; so it does in
+            files that name none.
     """
     check_limits(config, problems, training)
     check_file_names(config, problems)
@@ -44,7 +45,8 @@ def check_wiring(config: Config, problems: list[Problem], training: bool, comple
         check_trained(config, problems, unwritten)
     check_sizes(config, problems, training)
     check_checkpoints(config, problems, training)
-    severity: Severity = "warning" if alone else "error"
+    named = config.distributed is not None and config.distributed.strategy is not None
+    severity: Severity = "error" if named and not alone else "warning"
     check_devices(config, problems, training, severity)
     check_evaluation(config, problems)
     if training and not any(problem.severity == "error" for problem in problems):  # else values may be missing

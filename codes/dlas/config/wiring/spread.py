@@ -44,7 +44,7 @@ def check_spread(config: Config, problems: list[Problem], severity: Severity = "
     Args:
         config: of the run.
         problems: takes the problems.
-        severity: a warning where there is only one process, in which a strategy has no effect.
+        severity: a warning where there may be only one process, in which a strategy has no effect.
     """
     section, train = config.distributed, config.train
     if train is None or section is None or section.strategy == "none":
@@ -111,9 +111,9 @@ class _Spread:
                 why = "in the forward pass processes wait for one another, where one without memory cannot tell the others"
                 self.refuse(train, "micro_batch_size", why, "write a number", f" and {meeting}")
         if self.section.static_graph:
-            several = (train.mega_batch_factor or 1) > 1 or train.micro_batch_size is not None
-            if several or train.noise_scale is not None:
-                what = "train.noise_scale" if not several else "micro-batches"
+            cut = train.mega_batch_factor > 1 or train.micro_batch_size is not None
+            if cut or train.noise_scale is not None:
+                what = "micro-batches" if cut else "train.noise_scale"
                 why = "torch counts gradients in every backward pass then, and loses count where some do not travel"
                 self.refuse(self.section, "static_graph", why, "remove it", f" and {what}")
 
