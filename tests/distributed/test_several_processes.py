@@ -114,6 +114,7 @@ FILES = {
     "diffusion": (DIFFUSION,),
     "autoregressive": (AUTOREGRESSIVE,),
     "teacher": (TEACHER,),
+    "lora": (TEACHER, "networks.generator.lora={rank: 2}"),
     "contrastive": (
         TEACHER,
         "steps.generator.injectors.all={type: all_gather, in: gen, out: all}",

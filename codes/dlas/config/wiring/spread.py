@@ -31,9 +31,7 @@ _CLASSES = {
     "fused_novograd": "FusedNovoGrad",
 }
 
-BY_NUMBER = frozenset(
-    ["Adam", "AdamW", "FusedAdam", "SGD", "FusedSGD", "RMSprop", "Adamax", "NAdam", "RAdam", "Adadelta", "ASGD", "Rprop"]
-)
+BY_NUMBER = frozenset(["Adam", "AdamW", "FusedAdam", "SGD", "RMSprop", "Adamax", "NAdam", "RAdam", "Adadelta", "ASGD", "Rprop"])
 """Optimisers that DeepSpeed can have: their update of flat pieces is the same one, since they treat each number by itself."""
 _BY_PART = ("Adafactor", "Rprop")  # torch's, on tensors that are cut up: another result, and an operation that it has not
 
