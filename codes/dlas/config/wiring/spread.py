@@ -126,7 +126,6 @@ class _Spread:
         if self.train.noise_scale is not None and self._one_micro_batch():
             why = "no process has the gradient of its own part, so that the first micro-batch is compared with the whole batch"
             self.refuse(self.train, "noise_scale", why, "write 'train.mega_batch_factor: 2' or more", " and one micro-batch")
-
         for step in self.config.steps.values():
             if optimizer_class(step.optimizer or "") in _BY_PART:
                 self.refuse(step, "optimizer", "torch cannot update parts of weights by it", "take another one, or 'ddp'")

@@ -100,7 +100,8 @@ class ZeroSharded:
                 )
         groups = [list(group["params"]) for group in optimizer.param_groups]
         options = deepspeed_json(self.config, step, clip_norm, self.ranks.world_size)
-        with _local_rank(self.device), _not_broadcast(each for each in named.values() if not each.dim()):
+        single = (each for name in names for each in self._networks[name].parameters() if not each.dim())
+        with _local_rank(self.device), _not_broadcast(single):
             engine = self._deepspeed.initialize(
                 model=_Step({name: self._networks[name] for name in names}),
                 optimizer=optimizer,
