@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dlas.config.deepspeed_json import deepspeed_json
 from dlas.config.problems import Problem, Severity
-from dlas.config.schema import Config, DistributedConfig, InjectorConfig, LossConfig, Section, TrainConfig
+from dlas.config.schema import Config, DeepSpeedConfig, DistributedConfig, InjectorConfig, LossConfig, Section, TrainConfig
 from dlas.config.torch_classes import optimizer_entry
 from dlas.config.wiring.components import chosen, facts, key_at, option
 from dlas.errors import ConfigurationError
@@ -93,11 +93,12 @@ class _Spread:
     def check_keys(self) -> None:
         for other, keys in _KEYS.items():
             for key in keys:
-                if other == self.strategy or key not in self.section.given:
+                asked = self.section.deepspeed != DeepSpeedConfig() if key == "deepspeed" else chosen(self.section, key)
+                if other == self.strategy or not asked:
                     continue
-                if key in _NUMERIC and chosen(self.section, key):
+                if key in _NUMERIC:
                     self.refuse(self.section, key, f"it is for '{other}'", f"remove it, or take 'strategy: {other}'")
-                elif key not in _NUMERIC:
+                else:
                     what = f"has no effect with 'strategy: {self.strategy}': it is for '{other}'"
                     key_at(self.section, key, self.problems).note(what, "remove it", "warning")
 
@@ -182,7 +183,7 @@ class _Spread:
             self.refuse(train, "batch_size_optimizer", why, "remove it, or take 'ddp'")
         if config.compile:
             self.refuse(config, "compile", "its networks are cut up", "leave one of them out")
-        if train.crash_bundles is not None and "count" in train.crash_bundles.given and train.crash_bundles.count:
+        if chosen(train.crash_bundles, "count") and train.crash_bundles.count:
             what = f"has no effect with 'strategy: {self.strategy}': no process has all that a bundle must hold"
             key_at(train.crash_bundles, "count", self.problems).note(what, "remove it", "warning")
 
