@@ -61,6 +61,7 @@ def gradients(network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_and_trains(name: str) -> None:
     network, inputs = tiny(name)
+    assert getattr(network, "needs_first_batch", False) == any(hasattr(each, "awaits_batch") for each in network.modules())
     found = gradients(network, inputs)
     assert found.keys() == {name for name, weight in network.named_parameters() if weight.requires_grad}
     assert all(gradient.isfinite().all() for gradient in found.values())

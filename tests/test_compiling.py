@@ -152,12 +152,6 @@ def test_what_makes_no_sense_is_refused(tmp_path, section, words):
         configure(tmp_path, toys.PSNR, f"compile={section}")
 
 
-@pytest.mark.parametrize("section", ["true", "{}"])
-def test_networks_that_are_cut_up_are_not_compiled(tmp_path, section):
-    with pytest.raises(ConfigurationError, match="compile: is not possible with 'strategy: fsdp'"):
-        configure(tmp_path, toys.PSNR, f"compile={section}", "distributed.strategy=fsdp")
-
-
 # ------------------------------------------------------------------------------------------------------------- what is told
 
 

@@ -12,9 +12,9 @@ import torch
 import dlas.config.schema as schema
 import toys
 from dlas.config import check, load, to_plain
+from dlas.config.deepspeed_json import deepspeed_json
 from dlas.engine.compiling import compile_networks
 from dlas.engine.distributed.ddp import DataParallel
-from dlas.engine.distributed.deepspeed_json import deepspeed_json
 from dlas.engine.distributed.fsdp import FullySharded
 from dlas.engine.distributed.launch import Launch, open_group
 from dlas.engine.encoding import encode_data_sets

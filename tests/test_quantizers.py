@@ -17,6 +17,7 @@ from dlas.errors import ConfigurationError, TrainingError
 from dlas.injectors import create_injector
 from dlas.layers.quantizers import create_quantizer
 from dlas.layers.vector_quantizer import drawn
+from dlas.ranks import gather_with_gradient
 from dlas.registry import QUANTIZERS
 
 CODES, CHANNELS = 16, 5
@@ -163,8 +164,16 @@ def train_in_process(rank: int, rendezvous: str, z: Tensor, folder: str) -> None
     rows = drawn(own, 4000)
     for layer in 3 * layers:
         layer(own)
+    _check_gathering(rank, own.clone().requires_grad_(), z)
     torch.save({"states": [layer.state_dict() for layer in layers], "rows": rows}, f"{folder}/{rank}.pth")
     distributed.destroy_process_group()
+
+
+def _check_gathering(rank: int, own: Tensor, z: Tensor) -> None:
+    rows = gather_with_gradient(own)  # 5 of one process, 15 of the other
+    torch.testing.assert_close(rows, z)
+    ((rank + 1) * rows * z).sum().backward()
+    torch.testing.assert_close(own.grad, 3 * own.detach())  # of both processes
 
 
 def test_processes_have_one_codebook_of_all_their_vectors(tmp_path: Path) -> None:

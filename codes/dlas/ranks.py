@@ -57,19 +57,27 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """As `gather`, for the same N everywhere; the gradient of a row is the sum of those that the processes have for it."""
-    return rows if not are_many() else _Gather.apply(rows)
+    """As `gather`, with gradients: that of a row is the sum of those that the processes have for it. Waits for no device."""
+    if not are_many():
+        return rows
+    count = torch.tensor(len(rows))  # it stays on the host, as do the others'
+    counts = [torch.zeros_like(count) for _ in range(how_many())]
+    distributed.all_gather(counts, count)
+    gathered: Tensor = _Gather.apply(rows, [int(each) for each in counts])
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
-        return total.chunk(distributed.get_world_size())[distributed.get_rank()]
+        return total.split(ctx.counts)[distributed.get_rank()], None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dlas.context import Context
 from dlas.data.base import Dataset, Request, Sample
 from dlas.injectors.base import Injector, State
+from dlas.layers.contrastive import contrastive_loss
 from dlas.losses.base import Loss
 from dlas.observe import disk
 from dlas.registry import ARCHS, DATASETS, INJECTORS, LOSSES
@@ -60,6 +61,27 @@ class ToyBlocks(nn.Module):
     def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         """For the tests over the registry."""
         return {}, (torch.rand(2, 3, 8, 8),)
+
+
+@ARCHS.register("ToyClip")
+class ToyClip(nn.Module):
+    """Gives the contrastive loss of pictures of two sizes by itself."""
+
+    brings_together = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(192, 6), nn.Linear(768, 6)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """(B, 3, 8, 8), (B, 3, 16, 16) -> a scalar."""
+        return contrastive_loss(self.one(one.flatten(1)), self.other(other.flatten(1)), self.temperature)
+
+    @staticmethod
+    def tiny() -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """For the tests over the registry."""
+        return {}, (torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16))
 
 
 @DATASETS.register("toy_uneven")

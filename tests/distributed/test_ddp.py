@@ -176,10 +176,3 @@ def test_steps_that_train_the_same_share_what_watches_it(config):
     config.distributed.static_graph = True
     with pytest.raises(ConfigurationError, match=r"steps 'one' and 'third' both train net\.0\.weight"):
         of_step(strategy, "third", net)
-
-
-@pytest.mark.parametrize("option", ["train.mega_batch_factor=2", "train.micro_batch_size=auto", "train.noise_scale={}"])
-def test_a_graph_that_stays_the_same_has_one_micro_batch(tmp_path, option):
-    config = configure(tmp_path, toys.PSNR, *DDP, "distributed.static_graph=true", option)
-    with pytest.raises(ConfigurationError, match=r"static_graph: .* cannot be had with .*; remove it"):
-        DataParallel(config, torch.device("cpu"))

@@ -91,13 +91,30 @@ steps:
 train: {niter: 8, ema: {rate: 0.5}}
 logger: {print_freq: 3, save_checkpoint_freq: 3, tensorboard: false}
 """
+CLIP = """\
+name: clip
+scale: 2
+datasets: {train: {mode: toy_pairs, batch_size: 8}}
+networks: {clip: {which_model: ToyClip}}
+steps:
+  clip:
+    training: clip
+    optimizer: adam
+    optimizer_params: {lr: 1e-2}
+    injectors: {loss: {type: generator, generator: clip, in: [lq, hq], out: loss}}
+    losses: {contrast: {type: direct, key: loss, weight: 1}}
+train: {niter: 8}
+logger: {print_freq: 3, save_checkpoint_freq: 3, tensorboard: false}
+"""
 FILES = {
+    "clip": (CLIP,),
     "psnr": (toys.PSNR, BATCH, "networks.generator.dropout=0"),
     "gan": (toys.GAN, BATCH),
     "penalty": (toys.GAN, BATCH, "steps.discriminator.losses.gan.gradient_penalty=true"),
     "diffusion": (DIFFUSION,),
     "autoregressive": (AUTOREGRESSIVE,),
     "teacher": (TEACHER,),
+    "lora": (TEACHER, "networks.generator.lora={rank: 2}"),
     "contrastive": (
         TEACHER,
         "steps.generator.injectors.all={type: all_gather, in: gen, out: all}",
@@ -105,6 +122,9 @@ FILES = {
         "steps.generator.losses.contrast={type: toy_contrast, in: all, of: all_hq, weight: 1}",
     ),
 }
+CUT = "train.mega_batch_factor=2"
+"""Two micro-batches a batch. What is named in `CUTS` does not depend on it; `contrastive` does: see below."""
+CUTS = ("psnr", "gan", "diffusion", "autoregressive")
 RESUMED = (toys.PSNR, BATCH, "networks.generator.dropout=0", "train.lr_scheme={type: constant}", "train.val_freq=0")
 # Running statistics, dropout, and a network whose only loss comes late.
 NORMALISED = (
@@ -124,6 +144,7 @@ SHORT = (
     "train.micro_batch_size=auto",
     "steps.generator.losses.short={type: toy_short, in: gen, weight: 0.1, above: 2, rank: 1}",
 )
+DEATH = "steps.generator.injectors.death={type: toy_death, in: noisy, out: dead, at: 5, rank: 1}"
 STRATEGIES = ("ddp", "fsdp")
 
 
@@ -175,6 +196,19 @@ def assert_alike(one: Path, other: Path, step: int) -> None:
             assert (value.double() - others[key].double()).abs().max() < 2e-6, key
 
 
+def assert_ended_together(done: subprocess.CompletedProcess[str], folder: Path, by_signal: bool = False) -> None:
+    """Rank 1 has died at the sixth iteration, and torchrun ended the others within seconds, with its name and traceback."""
+    assert done.returncode == 1
+    failures, root = done.stderr.split("Root Cause")
+    if by_signal:  # it left no note of when: what its end did to the other one may count as the first failure
+        assert "Signal 9 (SIGKILL) received by PID" in failures + root and "rank      : 1" in failures + root
+    else:
+        assert "rank      : 1" in root
+        assert "Traceback" in root and "RuntimeError: the toy has died" in root
+    took = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+    assert took < 20, "the others went on waiting"
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> Path:
     """The folder of runs that two processes have made."""
@@ -183,7 +217,7 @@ def session(tmp_path_factory) -> Path:
     for strategy in STRATEGIES:
         chosen = f"distributed.strategy={strategy}"
         jobs |= {f"{name}-{strategy}": (*file, chosen) for name, file in FILES.items()}
-        jobs[f"cut-{strategy}"] = (*FILES["gan"], chosen, "train.mega_batch_factor=2")
+        jobs |= {f"{name}-{strategy}-cut": (*FILES[name], chosen, CUT) for name in (*CUTS, "contrastive")}
         jobs[f"resumed-{strategy}"] = (*RESUMED, chosen, "train.niter=3")
         jobs[f"stopped-{strategy}"] = (*RESUMED, chosen, STOP)
         for policy in POLICIES:
@@ -197,31 +231,32 @@ def session(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_two_processes_give_what_one_gives(session, tmp_path, name):
-    text, *overrides = FILES[name]
-    one = alone(tmp_path, text, *overrides)
+def test_two_processes_give_what_one_gives_however_the_batch_is_cut(session, tmp_path, name):
+    one = alone(tmp_path, *FILES[name])  # eight samples at once
     for strategy in STRATEGIES:
-        assert_alike(one, session / f"{name}-{strategy}", 8)
+        assert_alike(one, session / f"{name}-{strategy}", 8)  # four in each process
+        if name in CUTS:
+            assert_alike(one, session / f"{name}-{strategy}-cut", 8)  # twice two in each process
+    if name in CUTS:
+        assert_alike(one, alone(tmp_path, *FILES[name], CUT, "name=cut"), 8)  # twice four
+
+
+def test_micro_batches_of_a_contrastive_loss_are_compared_each_for_itself(session):
+    whole, cut = (rows(session / f"contrastive-{each}", "train")[0]["generator/contrast"] for each in ("ddp", "ddp-cut"))
+    assert cut < whole - 0.3  # there are four to choose from, and not eight
+    assert_alike(session / "contrastive-ddp-cut", session / "contrastive-fsdp-cut", 8)
 
 
 @pytest.mark.slow
 def test_four_processes_give_what_one_gives(tmp_path):
     strategies = STRATEGIES if importlib.util.find_spec("deepspeed") is None else (*STRATEGIES, "deepspeed")
     jobs = {name: (*FILES["gan"], f"distributed.strategy={name}") for name in strategies}
-    jobs["cut"] = (*FILES["gan"], "train.mega_batch_factor=2")
+    jobs["cut"] = (*FILES["gan"], CUT)
     done = torchrun(tmp_path, jobs, processes=4)
     assert done.returncode == 0, done.stderr[-3000:]
     one = alone(tmp_path, *FILES["gan"])
     for name in jobs:
         assert_alike(one, tmp_path / name, 8)
-
-
-def test_micro_batches_in_one_and_in_two_processes_give_the_same(session, tmp_path):
-    text, *overrides = FILES["gan"]
-    cut = alone(tmp_path, text, *overrides, "train.mega_batch_factor=2")
-    for strategy in STRATEGIES:
-        assert_alike(cut, session / f"gan-{strategy}", 8)
-        assert_alike(cut, session / f"cut-{strategy}", 8)
 
 
 def test_a_graph_that_stays_the_same_may_be_told_so(session, tmp_path):
@@ -289,17 +324,22 @@ def test_a_run_goes_on_with_another_number_of_processes_and_a_dead_one_ends_the_
     for strategy in STRATEGIES:
         alone(session, text, *overrides, f"name=resumed-{strategy}", "train.niter=5")
         jobs[f"resumed-{strategy}"] = (*RESUMED, f"distributed.strategy={strategy}")
-    death = "steps.generator.injectors.death={type: toy_death, in: noisy, out: dead, at: 5, rank: 1}"
-    jobs["dead"] = (*RESUMED, death)
+    jobs["dead"] = (*RESUMED, DEATH)
     done = torchrun(session, jobs)
-    took = time.time() - (session / "dead/metrics.jsonl").stat().st_mtime
+    assert_ended_together(done, session / "dead")
     for strategy in STRATEGIES:
         resumed = session / f"resumed-{strategy}"
         for key, value in checkpoint_tensors(whole / "checkpoints/8").items():
             other = checkpoint_tensors(resumed / "checkpoints/8")[key]
             assert key.endswith("calls") or (value.double() - other.double()).abs().max() < 2e-6, key
         assert_same_figures(rows(whole, "train")[-1], rows(resumed, "train")[-1])
-    assert done.returncode == 1
-    assert "the toy has died" in done.stderr
-    assert "Root Cause" in done.stderr and "rank      : 1" in done.stderr
-    assert took < 20, "the others went on waiting"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize("how", [DEATH, DEATH.replace("rank: 1", "rank: 1, number: 9")], ids=["error", "SIGKILL"])
+def test_a_dead_process_ends_the_others_under_every_strategy(tmp_path, strategy, how):
+    if strategy == "deepspeed":
+        pytest.importorskip("deepspeed")
+    done = torchrun(tmp_path, {"dead": (*RESUMED, f"distributed.strategy={strategy}", how)})
+    assert_ended_together(done, tmp_path / "dead", by_signal="number" in how)

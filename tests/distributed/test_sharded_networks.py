@@ -10,6 +10,7 @@ from test_several_processes import TEACHER, alone, assert_alike, torchrun
 # Three pictures of other sizes for two processes: batches, and tiles of each, are not as many in one as in the other.
 UNEVEN = (TEACHER, "datasets.val={mode: toy_uneven}", "train.val_freq=3", "eval.weights=both")
 RUNS = {
+    "lamb": (TEACHER, "steps.generator.optimizer=lamb"),
     "uneven": UNEVEN,
     "tiles": (*UNEVEN, "eval.tile=16"),
     "average": (

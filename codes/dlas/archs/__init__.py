@@ -20,6 +20,9 @@ What the program may ask of a network besides `forward`, all optional:
   the update was held back as a bad one: for what follows the weights, such as a moving average of them.
 * ``frozen_at_first: Mapping[str, float]`` (attribute): beginnings of names of parameters, and for which share of the run these
   are not trained.
+* ``brings_together = True`` (class attribute): in training processes wait for one another in its forward pass, where samples of
+  all of them are compared.
+* ``needs_first_batch = True`` (class attribute): its first weights, or some of them, follow from the first batch.
 * ``rename_state_dict(state_dict) -> state_dict`` (static method): translates the names of older published checkpoints to the
   network's own; names it does not know pass through, and applying it twice is applying it once.
 * ``constants: str`` (class attribute, a regular expression): entries of its state dict that follow from its options alone, such

@@ -321,6 +321,8 @@ class SRFlow(nn.Module):
         CheckpointError: `pretrain_rrdb` cannot be read or is of another network.
     """
 
+    needs_first_batch = True
+
     def __init__(
         self,
         *,

@@ -28,7 +28,7 @@ LARGEST_SCALE = 100.0
 class ViTLatent(nn.Module):
     """A vision transformer for latents: `{type: generator, in: [aug1, aug2], out: loss}`, and `direct` of `loss`.
 
-    Each image of the micro-batch is told from the others of it, on its own rank: a larger `mega_batch_factor` makes the task
+    Each image of the micro-batch is told from the others of it, of all processes: a larger `mega_batch_factor` makes the task
     easier, not only the memory smaller. Lower memory by `checkpointing_enabled` first. Behind the projection, batch
     normalisation without weights takes away what all images have in common, which would keep their latents alike for long.
 
@@ -44,6 +44,8 @@ class ViTLatent(nn.Module):
     Raises:
         ValueError: `hidden_dim` is no such multiple.
     """
+
+    brings_together = True
 
     def __init__(
         self,

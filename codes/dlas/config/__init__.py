@@ -18,6 +18,7 @@ from dlas.config.schema import Config
 from dlas.config.source import MarkedDict
 from dlas.config.typespec import Cursor
 from dlas.config.wiring import check_wiring
+from dlas.config.wiring.limits import processes
 from dlas.errors import ConfigurationError
 from dlas.registry import load_plugin, nearest
 
@@ -47,9 +48,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = "t
         mode: what the file is for; None finds out as `check` does.
 
     Raises:
-        ConfigurationError: the file has errors; the message lists all of them.
+        ConfigurationError: the file has errors; the message lists all of them. What its `distributed.strategy` cannot do is
+            one where several processes were started (WORLD_SIZE), and a warning in a single one.
     """
-    config, problems = _load(Path(path), overrides, mode)
+    config, problems = _load(Path(path), overrides, mode, alone=processes() == 1)
     errors = [p for p in problems if p.severity == "error"]
     if errors or config is None:
         count = f"{len(errors)} problem{'s' * (len(errors) != 1)} in {path}"
@@ -58,7 +60,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), mode: Mode | None = "t
     return config
 
 
-def _load(path: Path, overrides: Sequence[str], wanted: Mode | None) -> tuple[Config | None, list[Problem]]:
+def _load(
+    path: Path, overrides: Sequence[str], wanted: Mode | None, alone: bool = False
+) -> tuple[Config | None, list[Problem]]:
     read = read_tree(path, overrides, wanted)
     tree = read.tree
     if tree is None:
@@ -70,7 +74,7 @@ def _load(path: Path, overrides: Sequence[str], wanted: Mode | None) -> tuple[Co
     config = build(tree, cursor, complete)
     if complete:
         _check_complete(tree, cursor, mode)
-    check_wiring(config, cursor.problems, training=mode == "train", complete=complete)
+    check_wiring(config, cursor.problems, training=mode == "train", complete=complete, alone=alone)
     return config, in_order(settle(cursor.problems))
 
 

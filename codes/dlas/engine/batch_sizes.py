@@ -34,10 +34,6 @@ def equip(
     measured, gathered = config.train.noise_scale, config.train.batch_size_optimizer
     if measured is not None:
         _check_noise_scale(cutting.automatic or cutting.count(batch_size // strategy.ranks.world_size) > 1, strategy)
-    if gathered is not None and not strategy.whole:
-        raise ConfigurationError(
-            "train.batch_size_optimizer cannot be had with 'strategy: fsdp' or 'deepspeed'; take 'ddp' or remove it"
-        )
     if gathered is not None and gathered.type == "noise_scale" and measured is None:
         raise ConfigurationError(
             "train.batch_size_optimizer: 'type: noise_scale' goes by a measurement; write 'train.noise_scale: {}', too"

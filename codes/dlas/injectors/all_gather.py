@@ -19,9 +19,11 @@ class AllGatherInjector(Injector):
     one process. In one process nothing changes. Micro-batches are not brought together.
 
     Args:
-        in_: a tensor with the same number of samples in each process, (B, ...).
-        out: the samples of all of them, (B * processes, ...).
+        in_: a tensor, (B, ...); B may be another number in each process.
+        out: the samples of all of them, (sum of B, ...).
     """
+
+    brings_together = True
 
     def __init__(self, *, in_: StateIn, out: StateOut) -> None:
         self.input = in_

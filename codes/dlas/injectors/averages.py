@@ -55,6 +55,7 @@ class GeneratorEmaInjector(Injector):
     """
 
     detaches = True
+    averages = ()
 
     def __init__(self, *, generator: NetworkName, in_: StateIns, out: StateOuts) -> None:
         self.network = generator

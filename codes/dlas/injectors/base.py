@@ -22,10 +22,15 @@ class Injector:
         derived_outputs: further keys that are written, as templates over option names: with ``("{out}_top_left",)`` the option
             ``out: patch`` also writes ``patch_top_left``. A literal tuple of strings, for the checker reads the source text.
         detaches: True (as a literal) where no gradient flows from what is written to what is read.
+        brings_together: True (as a literal) where processes wait for one another in it: what they have is brought together.
+        averages: options and values (as a literal) with which it calls a network with its averaged weights in training; ():
+            it always does.
     """
 
     derived_outputs: ClassVar[tuple[str, ...]] = ()
+    brings_together: ClassVar[bool] = False
     detaches: ClassVar[bool] = False
+    averages: ClassVar[tuple[tuple[str, Any], ...] | None] = None
 
     def __call__(self, state: State, context: Context) -> dict[str, Any]:
         """Returns the new entries; must not change `state`."""

@@ -66,6 +66,8 @@ class ConsistencyInjector(Injector):
     Source: Song et al. 2023 (arXiv:2303.01469), algorithms 2 and 3; the defaults: Song and Dhariwal 2023 (arXiv:2310.14189).
     """
 
+    averages = (("target", "average"),)
+
     def __init__(
         self,
         *,

@@ -102,6 +102,7 @@ class DiffusionSampleInjector(Injector):
     """
 
     detaches = True
+    averages = (("average", True),)
 
     def __init__(
         self,

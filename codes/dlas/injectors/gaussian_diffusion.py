@@ -225,6 +225,7 @@ class GaussianDiffusionInferenceInjector(Injector):
     """
 
     detaches = True
+    averages = (("use_ema", True),)
 
     def __init__(
         self,

@@ -110,6 +110,7 @@ class DiscriminatorGANLoss(Loss):
     """
 
     detaches = True
+    second_order = ("gradient_penalty", "r1_gamma", "interpolate_penalty")
 
     def __init__(
         self,

@@ -21,9 +21,11 @@ class Loss(nn.Module):
     Attributes:
         detaches: True (as a literal, for the checker reads the source text) where no gradient flows to the state keys that are
             read, only to the networks that the options name.
+        second_order: names (as a literal) of options each of which asks for gradients of gradients; (): it always takes them.
     """
 
     detaches: ClassVar[bool] = False
+    second_order: ClassVar[tuple[str, ...] | None] = None
 
     def prepare(self, device: torch.device) -> None:
         """Called once before the first step of a run in which the loss can be on: reads files that it needs."""

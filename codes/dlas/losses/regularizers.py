@@ -36,6 +36,7 @@ class R1Loss(Loss):
     """
 
     detaches = True
+    second_order = ()
 
     def __init__(self, *, real: StateIns, discriminator: NetworkName | None = None, gamma: NonNegativeFloat = 10.0) -> None:
         super().__init__()
@@ -69,6 +70,7 @@ class GradientPenaltyLoss(Loss):
     """
 
     detaches = True
+    second_order = ()
 
     def __init__(self, *, real: StateIns, fake: StateIns | None = None, discriminator: NetworkName | None = None) -> None:
         super().__init__()
@@ -105,6 +107,7 @@ class PathLengthLoss(Loss):
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, eq. 4.
     """
 
+    second_order = ()
     running_mean: Tensor
 
     def __init__(self, *, w_styles: StateIn, gen: StateIn, decay: Fraction = 0.01) -> None:

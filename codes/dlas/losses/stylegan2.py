@@ -44,6 +44,8 @@ class StyleGAN2DivergenceLoss(Loss):
     second form: DL-Art-School.
     """
 
+    second_order = ("gradient_penalty_frequency",)
+
     def __init__(
         self,
         *,

@@ -50,6 +50,8 @@ class CLVP2(nn.Module):
         dropout: of attention and feed-forward layers.
     """
 
+    brings_together = True
+
     def __init__(
         self,
         *,
@@ -92,7 +94,7 @@ class CLVP2(nn.Module):
         Args:
             text: (B, T), tokens.
             speech_tokens: (B, S), codes.
-            return_loss: the contrastive loss over the batch instead.
+            return_loss: the contrastive loss over the batch (in training of all processes) instead.
 
         Returns:
             How alike each pair is, (B,); with `return_loss` a scalar in float32.

@@ -68,6 +68,8 @@ class CVVP(nn.Module):
         latent_multiplier: channels of the vectors that are compared, in `model_dim`.
     """
 
+    brings_together = True
+
     def __init__(
         self,
         *,
@@ -113,7 +115,7 @@ class CVVP(nn.Module):
         Args:
             mel_cond: spectrograms of clips, (B, mel_channels, T).
             mel_input: codes (B, S), or without `mel_codes` spectrograms (B, mel_channels, S).
-            return_loss: the contrastive loss over the batch instead.
+            return_loss: the contrastive loss over the batch (in training of all processes) instead.
 
         Returns:
             How alike each pair is, (B,); with `return_loss` a scalar in float32.

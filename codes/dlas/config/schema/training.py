@@ -165,3 +165,8 @@ class TrainConfig(Section):
     crash_bundles: CrashBundlesConfig = field(
         default_factory=CrashBundlesConfig, metadata={"doc": "what is kept of a failed step"}
     )
+
+    def micro_batches(self, samples: int) -> int:
+        """Into how many micro-batches a batch is cut, of one sample at least; while memory suffices, with `auto`."""
+        size = self.micro_batch_size
+        return min(samples, max(self.mega_batch_factor, -(-samples // size) if isinstance(size, int) else 1))

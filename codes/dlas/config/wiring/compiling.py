@@ -8,14 +8,9 @@ from dlas.config.wiring.components import at
 
 
 def check_compiling(config: Config, problems: list[Problem], training: bool) -> None:
-    """Notes networks that there are not, modes of another compiler, and networks that are cut up among processes."""
+    """Notes networks that there are not, and modes of another compiler."""
     section = config.compile
-    if not training or not section:
-        return
-    strategy = config.distributed.strategy if config.distributed is not None else None
-    if strategy in ("fsdp", "deepspeed"):
-        at(config, "compile", problems).note(f"is not possible with 'strategy: {strategy}'", "leave one of them out")
-    if not isinstance(section, CompileConfig):
+    if not training or not isinstance(section, CompileConfig):
         return
     if section.networks is not None and config.networks is not None:
         cursor = at(section, "networks", problems)

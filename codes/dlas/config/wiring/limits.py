@@ -39,6 +39,12 @@ def check_limits(config: Config, problems: list[Problem], training: bool) -> Non
         _check_frequencies(config, niter, problems)
 
 
+def processes() -> int:
+    """How many torchrun has started; 1 without it."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return int(count) if count.isdecimal() and int(count) > 0 else 1
+
+
 # ------------------------------------------------------------------------------------------------------------------ gates
 
 
@@ -79,8 +85,7 @@ def _check_batch(config: Config, problems: list[Problem]) -> None:
     dataset = (config.datasets or {}).get("train")
     if dataset is None or not dataset.batch_size:
         return
-    processes = os.environ.get("WORLD_SIZE", "1")
-    world = int(processes) if processes.isdecimal() and int(processes) > 0 else 1
+    world = processes()
     if dataset.batch_size % world:
         what = f"a batch of {dataset.batch_size} cannot be shared evenly by {world} processes (WORLD_SIZE)"
         nearest = -(-dataset.batch_size // world) * world

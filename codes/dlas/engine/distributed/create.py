@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dlas.config import Config
+from dlas.config import Config, Problem
+from dlas.config.wiring.spread import check_spread
 from dlas.engine.distributed.ranks import Ranks
 from dlas.engine.distributed.single import Single
 from dlas.engine.distributed.strategy import Strategy
@@ -24,6 +25,11 @@ def create_strategy(config: Config, device: torch.device) -> Strategy:
     ranks = Ranks.current()
     if not ranks.many:
         return Single()
+    problems: list[Problem] = []
+    check_spread(config, problems)
+    refused = [str(problem) for problem in dict.fromkeys(problems) if problem.severity == "error"]
+    if refused:
+        raise ConfigurationError("\n".join(refused))
     batch_size = config.datasets["train"].batch_size
     if batch_size % ranks.world_size:
         raise ConfigurationError(

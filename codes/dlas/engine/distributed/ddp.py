@@ -35,7 +35,7 @@ class DataParallel:
         device: of this process.
 
     Raises:
-        ConfigurationError: the file asks for what cannot be had together, or for what torch does not have on the device.
+        ConfigurationError: the file asks for what torch does not have on the device.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -43,17 +43,10 @@ class DataParallel:
         self.section = config.distributed
         if self.section.sync_batchnorm and device.type != "cuda":
             raise ConfigurationError("distributed.sync_batchnorm: torch has it for GPUs only; remove it here")
-        train = config.train
-        if self.section.static_graph and (train.mega_batch_factor > 1 or train.micro_batch_size or train.noise_scale):
-            raise ConfigurationError(
-                "distributed.static_graph: torch counts gradients in every backward pass then, and loses count where some do "
-                "not travel: it cannot be had with train.mega_batch_factor, train.micro_batch_size or train.noise_scale; "
-                "remove it"
-            )
         self.ranks = self.evaluating = Ranks.current()
         self.whole = True
         # A process that runs out of memory can only tell the others while they do not wait for its gradients.
-        self._late = train.micro_batch_size == "auto"
+        self._late = config.train.micro_batch_size == "auto"
         self._buffers = BufferSharing()
         self._wrapped: WeakValueDictionary[tuple[int, ...], DistributedDataParallel] = WeakValueDictionary()
         self._claimed: dict[int, str] = {}  # by parameter: the step that trains it

@@ -14,19 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlas.config import Config
+from dlas.config.deepspeed_json import deepspeed_json
+from dlas.config.wiring.spread import BY_NUMBER
 from dlas.engine.distributed.buffers import BufferSharing, broadcast
-from dlas.engine.distributed.deepspeed_json import deepspeed_json
-from dlas.engine.distributed.methods import called_methods
 from dlas.engine.distributed.ranks import Ranks
 from dlas.engine.distributed.strategy import Update
 from dlas.engine.distributed.zero_state import speak_of_parameters, speak_of_whole_weights
 from dlas.engine.precision import Precision
 from dlas.errors import ConfigurationError, MissingPackageError
-
-# Of others an update of flat pieces would be another one: they look at a parameter as a whole, or at its shape.
-_BY_NUMBER = frozenset(
-    ["Adam", "AdamW", "FusedAdam", "SGD", "RMSprop", "Adamax", "NAdam", "RAdam", "Adadelta", "ASGD", "Rprop"]
-)
 
 
 class ZeroSharded:
@@ -59,17 +54,27 @@ class ZeroSharded:
         self._buffers = BufferSharing()
 
     def spread(self, networks: Mapping[str, nn.Module]) -> None:
-        """All ranks get rank 0's values; they are cut up when the optimiser is there."""
+        """All ranks get rank 0's values; they are cut up when the optimiser is there.
+
+        Raises:
+            ConfigurationError: a network has what DeepSpeed cannot have.
+        """
         for name, network in networks.items():
             if any(hasattr(each, "awaits_batch") for each in network.modules()):
                 raise ConfigurationError(
                     f"networks.{name} has layers whose first weights follow from the first batch, which DeepSpeed's masters of "
                     "the weights would not learn of; take 'strategy: ddp'"
                 )
-            if self.config.networks[name].freeze or getattr(network, "frozen_at_first", None):
+            if getattr(network, "frozen_at_first", None):
                 raise ConfigurationError(
-                    f"networks.{name}: parts that are frozen for a while (`freeze`) cannot be had with 'strategy: deepspeed', "
+                    f"networks.{name}: parts that are frozen for a while cannot be had with 'strategy: deepspeed', "
                     "which updates what has no gradient as well; take 'ddp' or 'fsdp'"
+                )
+            scalar = next((key for key, each in network.named_parameters() if not each.dim()), None)
+            if scalar is not None and self.section.stage == 3:
+                raise ConfigurationError(
+                    f"networks.{name}.{scalar} is a single number, which stage 3 of DeepSpeed does not cut up; take "
+                    "'deepspeed: {stage: 2}' or 'strategy: fsdp'"
                 )
         broadcast(networks.values())
         self._networks = networks
@@ -80,10 +85,10 @@ class ZeroSharded:
         Raises:
             ConfigurationError: another step trains one of its networks, or its optimiser cannot update pieces.
         """
-        if type(optimizer).__name__ not in _BY_NUMBER:
+        if type(optimizer).__name__ not in BY_NUMBER:
             raise ConfigurationError(
                 f"steps.{step}.optimizer: {type(optimizer).__name__} cannot be had with 'strategy: deepspeed', which updates "
-                f"flat pieces of parameters; there are {', '.join(sorted(_BY_NUMBER))}, and all with 'ddp'"
+                f"flat pieces of parameters; there are {', '.join(sorted(BY_NUMBER))}, and all with 'ddp'"
             )
         names = list(dict.fromkeys(name.split(".", 1)[0] for name in named))
         for name in names:
@@ -95,7 +100,8 @@ class ZeroSharded:
                 )
         groups = [list(group["params"]) for group in optimizer.param_groups]
         options = deepspeed_json(self.config, step, clip_norm, self.ranks.world_size)
-        with _local_rank(self.device):
+        single = (each for name in names for each in self._networks[name].parameters() if not each.dim())
+        with _local_rank(self.device), _not_broadcast(single):
             engine = self._deepspeed.initialize(
                 model=_Step({name: self._networks[name] for name in names}),
                 optimizer=optimizer,
@@ -178,37 +184,11 @@ class _Step(nn.Module):
 
 
 def _refuse(config: Config, device: torch.device) -> None:
-    assert config.train is not None, "only training is spread"
-    stage = config.distributed.deepspeed.stage
-    head = "cannot be had with distributed.strategy: deepspeed"
-    if config.train.micro_batch_size == "auto":
-        raise ConfigurationError(f"train.micro_batch_size: auto {head}: processes cannot try again alone; write a number")
-    if config.train.noise_scale is not None:
-        raise ConfigurationError(f"train.noise_scale {head}: no process has the gradient of a part of the batch; take 'ddp'")
-    if config.distributed.sync_batchnorm:
-        raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
-    if config.distributed.gather_dtype != "fp32":
-        raise ConfigurationError("distributed.gather_dtype is for 'strategy: fsdp'; remove it, or take 'fsdp'")
+    """What only this machine and the networks tell; `check_spread` sees to what the file does."""
     if Precision(config.precision, device).name == "fp16":
-        raise ConfigurationError(f"precision: fp16 {head}: take bf16 or fp32")
-    for name, section in config.steps.items():
-        if (section.health or config.train.health).spike != "off":
-            raise ConfigurationError(
-                f"health.spike of step '{name}' {head}: it makes updates by itself; write 'spike: \"off\"'"
-            )
-        if stage == 3 and section.balance is not None:
-            raise ConfigurationError(f"steps.{name}.balance {head} and stage 3: it goes back through a network twice; take 2")
-    if stage != 3:
-        return
-    if config.eval.tile == "auto":
-        raise ConfigurationError(f"eval.tile: auto {head} and stage 3: processes must cut alike; write a number")
-    trained = {name for section in config.steps.values() for name in section.trained}
-    for name, methods in called_methods(config).items():
-        if name in trained:
-            raise ConfigurationError(
-                f"an injector calls {sorted(methods)[0]} of {name}: with stage 3 of DeepSpeed weights come together only for "
-                "`forward`; take 'deepspeed: {stage: 2}' or 'strategy: fsdp'"
-            )
+        raise ConfigurationError(
+            "precision: fp16 cannot be had with 'strategy: deepspeed': losses are not scaled there; take bf16 or fp32"
+        )
 
 
 def _import(device: torch.device) -> Any:
@@ -224,6 +204,19 @@ def _import(device: torch.device) -> Any:
         # A faster sum over processes on one machine, which would be compiled at every first start.
         operations.__compatible_ops__["deepspeed_shm_comm"] = False
     return package
+
+
+@contextmanager
+def _not_broadcast(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """DeepSpeed passes these over when it makes processes alike, which it cannot do with single numbers; they are alike."""
+    marked: list[Any] = list(parameters)
+    try:
+        for parameter in marked:
+            parameter.ds_optim_param = True  # as weights are marked that differ
+        yield
+    finally:
+        for parameter in marked:
+            del parameter.ds_optim_param
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from dlas.config import Config
+from dlas.config.wiring.spread import called_methods
 from dlas.engine.distributed.buffers import BufferSharing, broadcast
-from dlas.engine.distributed.methods import called_methods
 from dlas.engine.distributed.ranks import Ranks
 from dlas.engine.distributed.single import NoExchange
 from dlas.engine.distributed.tensors import cut_like, whole
@@ -32,33 +32,18 @@ class FullySharded:
         device: of this process.
 
     Raises:
-        ConfigurationError: the file asks for what sharded networks cannot do.
+        ConfigurationError: the processes cannot be divided into groups of `shard_size`.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         assert config.train is not None, "only training is spread"
-        if config.train.micro_batch_size == "auto":
-            raise ConfigurationError(
-                "train.micro_batch_size: auto cannot be had with distributed.strategy: fsdp, since processes cannot try again "
-                "alone; write a number, or take 'ddp'"
-            )
         together = config.distributed.gather_for_evaluation
-        if config.eval.tile == "auto" and not together:
-            raise ConfigurationError(
-                "eval.tile: auto cannot be had with distributed.gather_for_evaluation: false, since processes must cut alike; "
-                "write a number"
-            )
-        if config.distributed.gather_dtype == "bf16" and config.precision == "fp32":
-            raise ConfigurationError(
-                "distributed.gather_dtype: bf16 needs 'precision: bf16' (or auto): weights of 16 bits do not go with inputs "
-                "of 32"
-            )
-        if config.distributed.sync_batchnorm:
-            raise ConfigurationError("distributed.sync_batchnorm is for 'strategy: ddp'; remove it, or take 'ddp'")
         self.ranks = Ranks.current()
         self.evaluating = self.ranks if together else Ranks()
         self.whole = False
-        self._methods = called_methods(config)
+        self._methods: dict[str, set[str]] = {}
+        for name, method, _ in called_methods(config):
+            self._methods.setdefault(name, set()).add(method)
         self._measures_noise = config.train.noise_scale is not None
         self._mesh = _mesh(device, self.ranks.world_size, config.distributed.shard_size)
         compute = torch.bfloat16 if config.distributed.gather_dtype == "bf16" else None
@@ -72,22 +57,25 @@ class FullySharded:
         broadcast(networks.values())
         self._networks = networks
         for name, network in networks.items():
+            scalars = {each for each in network.parameters() if not each.dim()}
             for block in blocks(network):
-                self._shard(block)
-            self._shard(network)
+                self._shard(block, scalars)
+            self._shard(network, scalars)
             for method in self._methods.get(name, ()):
                 register_fsdp_forward_method(network, method)
             network.register_load_state_dict_pre_hook(_cut_up)
 
-    def _shard(self, module: nn.Module) -> None:
+    def _shard(self, module: nn.Module, scalars: set[nn.Parameter]) -> None:
         # The whole is given back after each forward pass, too: between passes everything sees the parts.
-        fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy)
+        ignored: dict[str, Any] = {"ignored_params": scalars} if scalars else {}  # torch does not cut up single numbers
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=self._policy, **ignored)
 
     def exchange(self, step: str, named: Mapping[str, nn.Parameter], optimizer: Optimizer, clip_norm: float) -> ShardedExchange:
         """Gradients are cut up and averaged by the networks themselves."""
         del step, optimizer, clip_norm
         trained = dict.fromkeys(name.split(".", 1)[0] for name in named)
-        return ShardedExchange([self._networks[name] for name in trained], self._measures_noise)
+        scalars = [each for each in named.values() if not each.dim()]
+        return ShardedExchange([self._networks[name] for name in trained], scalars, self.ranks, self._measures_noise)
 
     def any_rank(self, flag: bool) -> bool:
         """The flag of this process: others wait within a backward pass for one that failed there, until it ends."""
@@ -116,10 +104,16 @@ class ShardedExchange(NoExchange):
 
     Args:
         networks: that the step trains.
+        scalars: parameters of theirs that are whole in every process.
+        ranks: the processes.
         early: they also travel at the first one: somebody wants to see the gradients of all processes then.
     """
 
-    def __init__(self, networks: Iterable[nn.Module], early: bool = False) -> None:
+    def __init__(
+        self, networks: Iterable[nn.Module], scalars: Sequence[nn.Parameter], ranks: Ranks, early: bool = False
+    ) -> None:
+        self._scalars = scalars
+        self._ranks = ranks
         self._networks = [network for network in networks if isinstance(network, FSDPModule)]
         self._early = early
         self._first = True
@@ -127,10 +121,16 @@ class ShardedExchange(NoExchange):
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """Until the last one, whole gradients are kept."""
+        travels = last or (self._early and self._first)
         for network in self._networks:
-            network.set_requires_gradient_sync(last or (self._early and self._first))
+            network.set_requires_gradient_sync(travels)
         self._first = False
         yield
+        gradients = [each.grad for each in self._scalars if each.grad is not None] if travels else []
+        if gradients:
+            mean = self._ranks.mean_(torch.stack(gradients))
+            for gradient, value in zip(gradients, mean, strict=True):
+                gradient.copy_(value)
 
     def finish(self) -> None:
         """The backward pass has done it."""

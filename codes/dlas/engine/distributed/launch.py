@@ -22,6 +22,7 @@ from dlas.errors import ConfigurationError
 Launcher = Literal["auto", "none", "pytorch", "slurm"]
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+_GPU_OF_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND")  # set by srun --gpus-per-task or --gpu-bind alone
 _FIRST_PORT = 20_000
 
 
@@ -86,6 +87,8 @@ def _first_host(nodes: str) -> str:
 def local_device(config: Config, local_rank: int) -> str:
     """The name of this process's device: with CUDA one GPU each, taken from `distributed.gpu_ids` where it is given.
 
+    Where srun shows each process nothing but a GPU of its own, it is that one.
+
     Raises:
         ConfigurationError: there are more processes on this machine than GPUs for them.
     """
@@ -98,6 +101,8 @@ def local_device(config: Config, local_rank: int) -> str:
     if config.device not in ("auto", "cuda") or not torch.cuda.is_available():
         return config.device if config.device != "auto" else "cpu"
     chosen = ids or list(range(torch.cuda.device_count()))
+    if len(chosen) == 1 and not ids and any(os.environ.get(name) for name in _GPU_OF_TASK):
+        return "cuda:0"
     if local_rank >= len(chosen):
         where = f"distributed.gpu_ids lists {len(ids)}" if ids else f"there are {len(chosen)}"
         raise ConfigurationError(

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlas.config import Config
-from dlas.engine.cutting import Cutting
+from dlas.config.schema import Config
 from dlas.errors import ConfigurationError
 
 _NEVER = 10**12  # steps between DeepSpeed's own log lines
@@ -22,7 +21,7 @@ _ELSEWHERE = {
 }
 
 
-def deepspeed_json(config: Config, step: str, clip_norm: float, world_size: int) -> dict[str, Any]:
+def deepspeed_json(config: Config, step: str, clip_norm: float, world_size: int | None) -> dict[str, Any]:
     """What `deepspeed.initialize` gets for a step.
 
     Micro-batches are weighed by their share of the batch before DeepSpeed sees them, so that for it a batch is one micro-batch.
@@ -31,7 +30,7 @@ def deepspeed_json(config: Config, step: str, clip_norm: float, world_size: int)
         config: of the run.
         step: name of the step, for messages.
         clip_norm: to which its gradient is clipped; 0: not.
-        world_size: number of processes.
+        world_size: number of processes; None: not known yet, so that what depends on it is not compared.
 
     Raises:
         ConfigurationError: the user's own entries say other things than the file, or cannot be read.
@@ -39,14 +38,12 @@ def deepspeed_json(config: Config, step: str, clip_norm: float, world_size: int)
     assert config.train is not None
     section = config.distributed.deepspeed
     batch_size = config.datasets["train"].batch_size
-    share = batch_size // world_size
-    count = Cutting.of(config.train).count(share)
+    share = batch_size // (world_size or 1)
+    count = config.train.micro_batches(share)
     zero: dict[str, Any] = {"stage": section.stage}
     if section.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device.startswith("cuda")}
     if section.offload_param:
-        if section.stage != 3:
-            raise ConfigurationError("distributed.deepspeed.offload_param: only stage 3 cuts up weights; write 'stage: 3', too")
         zero["offload_param"] = {"device": "cpu", "pin_memory": config.device.startswith("cuda")}
     if section.stage == 3:
         zero["stage3_param_persistence_threshold"] = 0  # averages of the weights see parts of every one
@@ -61,12 +58,14 @@ def deepspeed_json(config: Config, step: str, clip_norm: float, world_size: int)
     }
     fixed: dict[str, tuple[Any, str]] = {
         "train_batch_size": (batch_size, "datasets.train.batch_size"),
-        "train_micro_batch_size_per_gpu": (-(-share // count), "datasets.train.batch_size and train.mega_batch_factor"),
-        "gradient_accumulation_steps": (count, "train.mega_batch_factor"),
         "gradient_clipping": (clip_norm, f"steps.{step}.clip_grad_eps"),
         "zero_optimization.stage": (section.stage, "distributed.deepspeed.stage"),
         "zero_optimization.stage3_param_persistence_threshold": (0, "nowhere: the averages of the weights need it"),
     }
+    if world_size is not None:
+        home = "train.mega_batch_factor"
+        fixed["train_micro_batch_size_per_gpu"] = (-(-share // count), f"datasets.train.batch_size and {home}")
+        fixed["gradient_accumulation_steps"] = (count, home)
     for source, theirs in (section.config or "", _read(section.config)), ("distributed.deepspeed.options", section.options):
         ours = _merged(ours, _without_conflicts(theirs, fixed, source))
     return ours
@@ -90,6 +89,13 @@ def _without_conflicts(theirs: Mapping[str, Any], fixed: Mapping[str, tuple[Any,
         entry = theirs.get(key)
         if entry and not (isinstance(entry, dict) and entry.get("enabled") is False):
             raise ConfigurationError(f"{source}: '{key}' is not taken from DeepSpeed's entries; its place is {home}")
+    for part in ("offload_optimizer", "offload_param"):
+        entry = (theirs.get("zero_optimization") or {}).get(part)
+        if isinstance(entry, dict) and entry.get("device") == "nvme":
+            raise ConfigurationError(
+                f"{source}: zero_optimization.{part}: 'device: nvme' cannot be had: checkpoints are put together here of what "
+                "is in memory; write 'device: cpu'"
+            )
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in theirs.items() if key not in _ELSEWHERE}
     for path, (value, home) in fixed.items():
         *outer, key = path.split(".")
