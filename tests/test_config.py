@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlas.config import check, load, to_plain
+from dlas.config import check, load, source, to_plain
 from dlas.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -347,3 +347,25 @@ def test_a_test_file_takes_networks_and_scale_from_its_run(write, tmp_path):
     assert tested.scale == 2
     assert tested.networks["generator"].options["nf"] == 8
     assert set(tested.datasets) == {"val"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (Path(__file__).parents[1] / "recipes/esrgan/gan.yml").read_text(),
+        "- &a {x: 1e-4, y: 012}\n- <<: *a\n- [yes, ~, '']\n",
+        "{a: ",
+        "a: b\n c: d\n",
+        "a: 1\n\tb: 2",
+        "a: !tag 1",
+        "a: |# no\n",
+        "- " * 5000 + "a",
+        "[" * 5000,
+    ],
+)
+def test_a_text_is_read_alike_with_and_without_libyaml(monkeypatch, text):
+    fast, problems = source.parse_yaml(text, "file.yml")
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+    slow, expected = source.parse_yaml(text, "file.yml")
+    assert (fast, problems) == (slow, expected)
+    assert getattr(fast, "value_marks", None) == getattr(slow, "value_marks", None)
