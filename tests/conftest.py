@@ -22,8 +22,9 @@ def pytest_configure() -> None:
     os.fsync = lambda handle: os.fstat(handle) and None
 
 
-def pytest_collection_finish() -> None:
-    """What collecting has made stays to the end: collections of garbage need not look through it each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_look_through() -> None:
+    """What is there when the tests of a file begin, torch above all, stays: collections of garbage pass it over."""
     gc.collect()
     gc.freeze()
 
