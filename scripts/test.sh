@@ -6,5 +6,6 @@ make_environment test
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
-export OMP_NUM_THREADS=1 # tests run in parallel processes
-exec .venv/bin/python -m pytest -n auto --dist loadgroup "$@"
+export OMP_NUM_THREADS=1       # tests run in parallel processes
+unset PYTHONDONTWRITEBYTECODE # or each of the processes that tests start would compile the project anew
+exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"

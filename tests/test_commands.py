@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import toys
+from resume.harness import Server, server
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = Path(toys.__file__)
@@ -27,6 +28,40 @@ def run(*arguments: str | Path) -> tuple[int, str, str]:
     process = start(*arguments)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Programs that are forks of a process which has imported torch. Each script runs as a process of its own in some test."""
+    with server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+class Forked:
+    """The part of `subprocess.Popen` that is needed here, for a fork."""
+
+    def __init__(self, forks: Server, folder: Path, script: str, *arguments: str | Path) -> None:
+        out, err = folder / "out.txt", folder / "err.txt"
+        for path in (out, err):
+            path.write_text("")
+        self.stdout, self.stderr = out.open(), err.open()
+        self._sitting = forks.start([*map(str, arguments)], out, errors=str(err), script=script)
+        self.pid = self._sitting.process
+
+    def wait_for(self, text: str) -> None:
+        """Until a line with the text has been printed."""
+        while text not in self.stdout.readline():
+            assert not self._sitting.ended(), self.stderr.read()
+            time.sleep(0.005)
+
+    def communicate(self) -> tuple[int, str, str]:
+        """What remains of its output, after its end."""
+        return self._sitting.wait(), self.stdout.read(), self.stderr.read()
+
+
+@pytest.fixture
+def fork(forks, tmp_path):
+    return lambda script, *arguments: Forked(forks, tmp_path, script, *arguments).communicate()
 
 
 @pytest.fixture
@@ -51,13 +86,13 @@ def test_help_does_not_import_torch(script):
     assert "exit status" in out
 
 
-def test_train_then_resume_then_test(options, tmp_path):
+def test_train_then_resume_then_test(options, tmp_path, fork):
     status, out, err = run("train.py", "-opt", options, "--set", "train.niter=4")
     assert (status, err) == (0, "")
     assert "step 4/4" in out
     assert "bicubic" in out
     assert (tmp_path / "toy/config.yml").read_text() == options.read_text()
-    status, out, _ = run("train.py", "-opt", options, "--set", "train.niter=8")
+    status, out, _ = fork("train.py", "-opt", options, "--set", "train.niter=8")
     assert status == 0
     assert f"going on from {tmp_path}/toy/checkpoints/4" in out
 
@@ -66,7 +101,7 @@ def test_train_then_resume_then_test(options, tmp_path):
         f"name: eval\npath: {{run: {tmp_path}/toy, experiments: {tmp_path}}}\n"
         "datasets:\n  val: {mode: toy_pairs, name: toys}\n"
     )
-    status, out, err = run("test.py", "-opt", evaluation)
+    status, out, err = fork("test.py", "-opt", evaluation)
     assert (status, err) == (0, "")
     assert "bicubic_psnr" in out
     with (tmp_path / "eval/toys/metrics.csv").open() as file:
@@ -90,8 +125,8 @@ def test_a_wrong_file_ends_with_2_and_says_where(options):
     assert run("train.py", "-opt", "nothing.yml")[0] == 2
 
 
-def test_a_failing_run_ends_with_1(options):
-    status, _, err = run("train.py", "-opt", options, "--set", "networks.generator.dropout=2")
+def test_a_failing_run_ends_with_1(options, fork):
+    status, _, err = fork("train.py", "-opt", options, "--set", "networks.generator.dropout=2")
     assert status == 1
     assert "network 'generator' cannot work on its inputs" in err
     assert "Traceback" not in err
@@ -107,14 +142,13 @@ def test_testing_without_a_checkpoint_says_what_to_do(tmp_path, options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_128_and_the_signal(options, tmp_path, number):
-    process = start("train.py", "-opt", options, "--set", "train.niter=1000000", "--set", "logger.save_checkpoint_freq=1000000")
-    while "step 2/" not in process.stdout.readline():
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert err == ""
+def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_128_and_the_signal(forks, options, tmp_path, number):
+    endless = ("--set", "train.niter=1000000", "--set", "logger.save_checkpoint_freq=1000000")
+    process = Forked(forks, tmp_path, "train.py", "-opt", options, *endless)
+    process.wait_for("step 2/")
+    os.kill(process.pid, number)
+    status, out, err = process.communicate()
+    assert (status, err) == (128 + number, "")
     assert f"stopped by {number.name}" in out
     assert "the same command goes on from there" in out
     step = int((tmp_path / "toy/checkpoints/latest").read_text())
@@ -134,17 +168,17 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, options):
     assert "newest checkpoint is intact" in err
 
 
-def test_a_loop_that_hangs_can_be_ended(tmp_path, options):
+def test_a_loop_that_hangs_can_be_ended(tmp_path, options, fork):
     write_slow_loss(tmp_path, options)
     slow = ("--set", "steps.generator.losses.slow={type: toy_slow, weight: 1}")
-    status, _, err = run("train.py", "-opt", options, *slow, "--set", "train.watchdog={seconds: 0.5, action: stop}")
+    status, _, err = fork("train.py", "-opt", options, *slow, "--set", "train.watchdog={seconds: 0.5, action: stop}")
     assert status == 1
     assert "in stage 'forward' of 'generator'" in err
     assert "slow.py" in (tmp_path / "toy/train.log").read_text()
     assert "the same command goes on from the newest checkpoint" in err
 
 
-def test_a_step_that_fails_can_be_run_again_anywhere(tmp_path, options):
+def test_a_step_that_fails_can_be_run_again_anywhere(tmp_path, options, fork):
     plugin = tmp_path / "failing.py"
     plugin.write_text(
         "from dlas.losses.base import Loss\nfrom dlas.registry import LOSSES\n"
@@ -152,12 +186,12 @@ def test_a_step_that_fails_can_be_run_again_anywhere(tmp_path, options):
         "    def forward(self, state, context):\n        raise ZeroDivisionError('the fault of the plug-in')\n"
     )
     options.write_text(options.read_text().replace("plugins: [", "plugins: [failing.py, "))
-    status, out, err = run("train.py", "-opt", options, "--set", "steps.generator.losses.bad={type: toy_failing, weight: 1}")
+    status, out, err = fork("train.py", "-opt", options, "--set", "steps.generator.losses.bad={type: toy_failing, weight: 1}")
     assert status == 1
     assert "ZeroDivisionError" in err
     bundle = tmp_path / "toy/crashes/1-generator"
     assert f"dlas replay {bundle}" in out
-    status, out, err = run_dlas("replay", bundle)
+    status, out, err = fork("codes/dlas/__main__.py", "replay", bundle)
     assert (status, err) == (0, "")
     assert "the fault of the plug-in" in out
     assert out.endswith("the fault shows again\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -311,7 +312,8 @@ def test_noise_over_a_batch_of_another_size_is_refused() -> None:
 
 def test_stylegan2_noise_mixes_as_often_as_asked() -> None:
     injector = create_injector({"type": "stylegan2_noise", "in": "x", "out": "o", "mix_probability": 0.25, "latent_dim": 2})
-    latents = [injector({"x": torch.zeros(1, 1)}, context([0], step=step))["o"] for step in range(1000)]
+    first = context([0])
+    latents = [injector({"x": torch.zeros(1, 1)}, replace(first, step=step))["o"] for step in range(1000)]
     counts = [len(each) for each in latents]
     assert set(counts) == {1, 2}
     assert not any(torch.equal(*each) for each in latents if len(each) == 2)

@@ -11,7 +11,7 @@ import torch
 
 import dlas.config.schema as schema
 import toys
-from dlas.config import check, load, to_plain
+from dlas.config import check, load, to_yaml
 from dlas.config.deepspeed_json import deepspeed_json
 from dlas.engine.compiling import compile_networks
 from dlas.engine.distributed.ddp import DataParallel
@@ -113,8 +113,8 @@ def test_every_key_of_a_file_is_read(tmp_path, monkeypatch):
                        "train.mega_batch_factor=2", "train.noise_scale={}", "profile={after: 0, steps: 1}",
                        "train.batch_size_optimizer={type: gradient_direction, max_full_batches: 1}",
                        "steps.generator.balance.at=gen")  # fmt: skip
-    resolved = to_plain(config)
-    monkeypatch.setattr(run_folder, "to_plain", lambda _: resolved)
+    resolved = to_yaml(config)
+    monkeypatch.setattr(run_folder, "to_yaml", lambda _: resolved)
     encoding = configure(tmp_path, ahead(tmp_path), "name=encoding")
     read.clear()  # loading, checking and writing the file down do not count
     Trainer(config).run()

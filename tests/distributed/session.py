@@ -25,6 +25,7 @@ def main() -> None:
     with joined(load(Path(jobs[0][0]), jobs[0][1])) as ranks:
         start_console(ranks.rank)
         for file, overrides in jobs:
+            gc.freeze()  # what is imported by now need not be looked through after each run
             trainer = Trainer(load(Path(file), overrides))
             trainer.run()
             if trainer.strategy.whole:

@@ -68,10 +68,10 @@ class Server:
         assert self._process.stdout is not None
         assert json.loads(self._process.stdout.readline())["ready"]
 
-    def start(self, arguments: list[str], log: Path) -> Sitting:
-        """Forks a sitting."""
+    def start(self, arguments: list[str], log: Path, **more: str) -> Sitting:
+        """Forks a sitting; for `more` see server.py."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"arguments": arguments, "log": str(log), "seen": str(self.seen)}) + "\n")
+        self._process.stdin.write(json.dumps({"arguments": arguments, "log": str(log), "seen": str(self.seen), **more}) + "\n")
         self._process.stdin.flush()
         process = json.loads(self._process.stdout.readline())["process"]
         return Sitting(process, log, self)

@@ -1,8 +1,9 @@
 """Forks sittings of train.py, so that each of them does without the seconds that importing torch takes.
 
-Reads lines of JSON from standard input: `arguments` of train.py, files for its output (`log`) and stacks (`seen`). Answers each
-with the sitting's process id at its start and with its exit status (minus the signal that ended it) at its end. Nothing
-is run here but imports. A sitting writes its stacks when it gets SIGUSR2: from C, at once, and without a trace in its state.
+Reads lines of JSON from standard input: `arguments` of train.py (or of another `script`), a file for its output (`log`), one
+for its standard error if that goes elsewhere (`errors`), and one for its stacks (`seen`). Answers each with the sitting's
+process id at its start and with its exit status (minus the signal that ended it) at its end. Nothing is run here but imports.
+A sitting writes its stacks when it gets SIGUSR2: from C, at once, and without a trace in its state.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def answer(**values: Any) -> None:
 def sitting(request: dict[str, Any]) -> None:
     """Becomes `python train.py ARGUMENTS`; does not return."""
     os.setsid()
-    output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0), os.dup2(output, 1), os.dup2(output, 2)
-    sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
+    for stream, name in ((1, request["log"]), (2, request.get("errors", request["log"]))):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = [str(ROOT / request.get("script", "train.py")), *request["arguments"]]
     runpy.run_path(sys.argv[0], run_name="__main__")  # ends with SystemExit
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dlas.config.announced import settle
-from dlas.config.build import build, to_plain
+from dlas.config.build import build, to_plain, to_yaml
 from dlas.config.legacy import is_for_testing, translate
 from dlas.config.load import read_tree
 from dlas.config.problems import Problem, in_order
@@ -22,7 +22,7 @@ from dlas.config.wiring.limits import processes
 from dlas.errors import ConfigurationError
 from dlas.registry import load_plugin, nearest
 
-__all__ = ["Config", "Problem", "check", "load", "to_plain"]
+__all__ = ["Config", "Problem", "check", "load", "to_plain", "to_yaml"]
 
 Mode = Literal["train", "test"]
 

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
+import yaml
+
 from dlas.config import torch_classes
 from dlas.config.announced import note_not_built
 from dlas.config.homes import belongs_elsewhere
@@ -24,6 +26,8 @@ from dlas.config.schema import (
 from dlas.config.source import MarkedDict, plain
 from dlas.config.typespec import INVALID, Cursor, Spec, mismatch, parse_type
 from dlas.registry import METRICS, OPTIMIZERS, Entry, Parameter, Registry, nearest, python_name, yaml_name
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the fast one, where PyYAML was built with libyaml
 
 
 def build(tree: MarkedDict, cursor: Cursor, complete: bool = True) -> Config:
@@ -50,6 +54,12 @@ def to_plain(section: Any) -> Any:
     if isinstance(section, list):
         return [to_plain(value) for value in section]
     return section
+
+
+def to_yaml(section: Section) -> str:
+    """The text of `config.resolved.yml`."""
+    text: str = yaml.dump(to_plain(section), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _keys(cls: type[Section]) -> list[Any]:

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlas.config import Config, to_plain
+from dlas.config import Config, to_yaml
 from dlas.context import Context
 from dlas.engine import checkpoint
 from dlas.engine.diagnosis import Diagnosis, diagnose
@@ -214,8 +213,7 @@ def _write_files(partial: Path, target: Path, crash: Crash, max_mb: int | None) 
         "parts": parts,
     }
     _write_json(partial / BUNDLE, bundle)
-    plain = yaml.safe_dump(to_plain(crash.config), sort_keys=False, allow_unicode=True)
-    (partial / "config.resolved.yml").write_text(plain, encoding="utf-8")
+    (partial / "config.resolved.yml").write_text(to_yaml(crash.config), encoding="utf-8")
     _write_json(partial / "environment.json", environment(str(crash.step.precision.device)))
     words = [f"run {crash.config.name}, step '{crash.step.name}', iteration {crash.contexts[0].step + 1}"]
     words += [diagnosis.text()] if diagnosis is not None else []

@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dlas.config import Config, to_plain
+from dlas.config import Config, to_yaml
 from dlas.observe import disk
 from dlas.observe.console import LOGGER
 from dlas.observe.lock import locked
@@ -86,8 +85,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if source is not None and source.is_file():
             disk.replace_text(self.path / "config.yml", source.read_bytes())
-        resolved = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-        disk.replace_text(self.path / "config.resolved.yml", resolved)
+        disk.replace_text(self.path / "config.resolved.yml", to_yaml(config))
         disk.replace_text(self.path / "environment.json", json.dumps(environment(device), indent=1))
 
     def forget_after(self, step: int, validated: bool = True) -> None:
@@ -116,17 +114,19 @@ def _is_row_up_to(last: dict[str, int], line: str) -> bool:
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, device and command, as in environment.json."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
         "cpu_count": os.cpu_count(),
-        "packages": versions,
+        "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
