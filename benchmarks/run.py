@@ -1,6 +1,6 @@
 """Runs benchmarks by name, one after another, and describes the machine.
 
-    python benchmarks/run.py [names] [--json] [--list] [--peers FOLDER] [--peer-python PYTHON]
+    python benchmarks/run.py [names] [--json] [--list] [--rounds N] [--peers FOLDER] [--peer-python PYTHON]
 
 Each case is a script of this folder with the options given here; it interleaves what it compares and prints JSON lines.
 Without names all of them run. `--json` prints one object {"machine": ..., "cases": [...]}; otherwise lines come as they are
@@ -42,6 +42,7 @@ CASES = {
 }
 """By name: a script and its options. Scripts that need data of their own are run by hand: see README.md."""
 TOLD_OF = {
+    "--rounds": tuple(script for script, *_ in CASES.values() if script != "check_time.py"),
     "--peers": ("rrdb_step.py", "rrdb_memory.py", "unet_step.py"),
     "--peer-python": ("loader_cost.py", "degradations.py"),
 }
@@ -73,6 +74,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(CASES))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--rounds", metavar="N", help="in each case, at least 2, in place of its own number")
     parser.add_argument("--peers", metavar="FOLDER", help="with clones of other programs")
     parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter of an environment with basicsr")
     options = parser.parse_args()
@@ -83,7 +85,7 @@ def main() -> int:
         parser.error(f"there is no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     if not options.json:
         print(json.dumps({"machine": describe_machine()}), flush=True)
-    given = {"--peers": options.peers, "--peer-python": options.peer_python}
+    given = {"--rounds": options.rounds, "--peers": options.peers, "--peer-python": options.peer_python}
     results, failed = [], []
     for name in options.names or CASES:
         lines, well = run(name, not options.json, given)
