@@ -3,7 +3,7 @@
     python benchmarks/degradations.py [--peer-python /path/to/environment/bin/python] [--rounds 15]
 
 Each of both reads 480-pixel PNGs, degrades crops of 400 pixels and gives pairs of 256 and 64 pixels, on one thread, in turns of
-one batch. Prints CPU milliseconds a sample, medians over rounds, and the median of the paired ratios. Without `--peer-python`
+one batch. Prints CPU milliseconds a sample, medians over rounds, and quartiles of the paired ratios. Without `--peer-python`
 (an environment with the package basicsr 1.4.2) only this project's figure is measured.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,17 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import cv2
 import numpy as np
 import torch
+from paired import describe_machine, quartiles
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from dlas.data.base import Request, create_dataset
 
-BATCH = 12
+BATCH = 8
 
 
 def make_images(folder: Path) -> None:
@@ -79,12 +80,12 @@ def main() -> None:
                 peer.stdin.write("\n")
                 peer.stdin.flush()
                 theirs.append(float(peer.stdout.readline()))
-    result = {"case": "realesrgan degradation, 256 px at scale 4", "cpu": platform.processor() or platform.machine()}
+    result: dict[str, object] = {"case": f"realesrgan degradation, 256 px at scale 4, batch of {BATCH}"}
     result |= {"ms_per_sample": round(statistics.median(own), 2)}
     if theirs:
         result["basicsr_ms_per_sample"] = round(statistics.median(theirs), 2)
-        result["times_faster"] = round(statistics.median(t / o for t, o in zip(theirs, own, strict=True)), 2)
-    print(json.dumps(result))
+        result["times_faster"] = quartiles([t / o for t, o in zip(theirs, own, strict=True)])
+    print(json.dumps({**result, "rounds": arguments.rounds, **describe_machine()}))
 
 
 if __name__ == "__main__":

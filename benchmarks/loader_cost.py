@@ -30,11 +30,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import cv2
 import numpy as np
 import torch
+from paired import describe_machine
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -165,7 +167,7 @@ def main() -> None:
     result = {"case": f"paired PNGs of {given.size} ({size:.1f} MB), crop 128, scale 4", "unit": "CPU ms an item"}
     result |= {"library": png_rows._deflate.__name__}
     result |= {name: round(min(times[name] for times in rounds), 2) for name in ways}
-    print(json.dumps(result))
+    print(json.dumps({**result, "rounds": given.rounds, **describe_machine()}))
 
 
 if __name__ == "__main__":

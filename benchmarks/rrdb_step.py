@@ -1,18 +1,19 @@
 """A training step of RRDBNet (32 features, 4 blocks, batch of 4, 32 -> 128 pixels, L1, Adam) against the same in other hands.
 
-    python benchmarks/rrdb_step.py [--rounds 15] [--setting fp32 channels_last bf16]
+    python benchmarks/rrdb_step.py [--peers FOLDER] [--rounds 15] [--setting fp32 channels_last bf16]
 
-The rivals are a straightforward RRDBNet (each convolution of a dense block sees a fresh concatenation) in a hand-written loop
-with torch's default Adam, and BasicSR's RRDBNet in the same loop where `basicsr` can be imported. Ours is the trainer: `fp32`
-as it is by default, `channels_last` the same numbers in that layout, `bf16` what `dlas tune` picks where the processor has
-bfloat16: both. All run in turn, in processes of their own, for the trainer sets for its process how memory is kept. Prints a
-JSON line for each rival and setting: quartiles of the rounds' paired ratios of processor time, rival / ours.
+The rivals are a straightforward RRDBNet (each convolution of a dense block sees a fresh concatenation) and the networks of
+BasicSR, traiNNer-redux and neosr, those of them that are in the folder (see peers/README.md), each in a hand-written loop with
+torch's default Adam, which is what all of them use: what their own loops add is not held against them. Ours is the trainer,
+loader, logs and all: `fp32` as it is by default, `channels_last` the same numbers in that layout, `bf16` what `dlas tune` picks
+where the processor has bfloat16: both. All run in turn, in processes of their own, for the trainer sets for its process how
+memory is kept. Prints a JSON line for each rival and setting: quartiles of the rounds' paired ratios of processor time, rival /
+ours; whether the rival is the fastest of the programs; and how far its picture is from ours with the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import statistics
@@ -27,13 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import torch
 from paired import Worker, describe_machine, quartiles
-from peers.basicsr_rrdb import basicsr_rrdbnet
+from peers.networks import FOLDERS, available, rrdbnet
 from plain_rrdb import PlainRRDBNet
 from step_overhead import RRDB, InMemory, trainer_loop
 from torch import nn
 
+from dlas.archs.rrdb import RRDBNet
+
 SETTINGS = {"fp32": ("fp32", "contiguous"), "channels_last": ("fp32", "channels_last"), "bf16": ("bf16", "channels_last")}
-RIVALS: dict[str, Callable[[], nn.Module]] = {"plain": lambda: PlainRRDBNet(32, 4), "basicsr": lambda: basicsr_rrdbnet(32, 4)}
+SIZE = {"nf": 32, "nb": 4}
+
+
+def rival_network(rival: str, peers: Path | None, nf: int, nb: int) -> nn.Module:
+    """RRDBNet of a program, or the straightforward one."""
+    return PlainRRDBNet(nf, nb) if rival == "plain" else rrdbnet(rival, peers, nf, nb)
 
 
 def rival_loop(network: nn.Module) -> Callable[[int], None]:
@@ -52,44 +60,69 @@ def rival_loop(network: nn.Module) -> Callable[[int], None]:
     return run
 
 
-def work(case: str) -> None:
-    """What a worker does: for each line it is sent, that many steps; it answers with milliseconds a step."""
+def distance(network: nn.Module) -> float:
+    """How far a rival's picture is from ours with the same weights: the largest difference, over the largest value."""
+    weights = network.state_dict()
+    ours = RRDBNet(**SIZE)
+    if isinstance(network, PlainRRDBNet):  # in the same order
+        weights = dict(zip(ours.state_dict(), weights.values(), strict=True))
+    ours.load_state_dict(RRDBNet.rename_state_dict(weights))
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        picture = network(x)
+        return float((ours(x) - picture).abs().max() / picture.abs().max())
+
+
+def work(case: str, peers: Path | None) -> None:
+    """What a worker does: for each number, that many steps, answered with milliseconds a step; a rival's `distance` for 0."""
     logging.getLogger("dlas").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = rival_loop(RIVALS[case]()) if case in RIVALS else trainer_loop(folder, RRDB, 32, 4, *SETTINGS[case])
+        if case in SETTINGS:
+            run = trainer_loop(folder, RRDB, 32, 4, *SETTINGS[case])
+        else:
+            network = rival_network(case, peers, **SIZE)
+            run = rival_loop(network)
         for line in sys.stdin:
-            start = time.process_time()
-            run(int(line))
-            print(1e3 * (time.process_time() - start) / int(line), flush=True)
+            if steps := int(line):
+                start = time.process_time()
+                run(steps)
+                print(1e3 * (time.process_time() - start) / steps, flush=True)
+            else:
+                print(distance(network), flush=True)
 
 
 def main() -> None:
     """Runs all in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, help="folder with clones of the programs")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.work)
+        work(options.work, options.peers)
         return
-    rivals = [name for name in RIVALS if name != "basicsr" or importlib.util.find_spec("basicsr")]
-    workers = {case: Worker([sys.executable, __file__, "--work", case]) for case in (*rivals, *options.setting)}
+    rivals = ["plain", *available(options.peers)]
+    command = [sys.executable, __file__, *(["--peers", str(options.peers.resolve())] if options.peers else []), "--work"]
+    workers = {case: Worker([*command, case]) for case in (*rivals, *options.setting)}
     times: dict[str, list[float]] = {case: [] for case in workers}
     for worker in workers.values():
         worker.ask(3)  # warm-up
+    distances = {rival: workers[rival].ask(0) for rival in rivals}
     for number in range(options.rounds):
         for case in list(workers) if number % 2 else reversed(workers):
             times[case].append(workers[case].ask(2))
     for worker in workers.values():
         worker.close()
+    medians = {case: round(statistics.median(found), 1) for case, found in times.items()}
+    fastest = min((rival for rival in rivals if rival in FOLDERS), key=medians.__getitem__, default=None)
     for rival in rivals:
         for case in options.setting:
             ratios = [theirs / ours for theirs, ours in zip(times[rival], times[case], strict=True)]
-            ours_ms = round(statistics.median(times[case]), 1)
-            figures = {"ratio": quartiles(ratios), "ours_ms": ours_ms, "rounds": options.rounds, **describe_machine()}
-            print(json.dumps({"case": f"rrdb step: {rival} / {case}", **figures}), flush=True)
+            figures = {"ratio": quartiles(ratios), "fastest_program": rival == fastest, "distance": distances[rival]}
+            figures |= {"rival_ms": medians[rival], "ours_ms": medians[case], "rounds": options.rounds}
+            print(json.dumps({"case": f"rrdb step: {rival} / {case}", **figures, **describe_machine()}), flush=True)
 
 
 if __name__ == "__main__":

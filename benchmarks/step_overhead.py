@@ -90,13 +90,15 @@ logger: {{print_freq: 1000000000, save_checkpoint_freq: 1000000000, tensorboard:
 RRDB = "{which_model_G: RRDBNet, nf: 32, nb: 4, gc: 32}"
 
 
-def bare_loop(network: nn.Module, size: int, scale: int, precision: str, layout: torch.memory_format) -> Callable[[int], None]:
+def bare_loop(
+    network: nn.Module, size: int, scale: int, precision: str, layout: torch.memory_format, batch: int = 4
+) -> Callable[[int], None]:
     """A hand-written training loop; returns what runs a number of its steps."""
     data = InMemory("train", size=size, scale=scale)
     network = network.to(memory_format=layout)
     batches = [
         (lq.contiguous(memory_format=layout), hq.contiguous(memory_format=layout))
-        for lq, hq in zip(data.lq.split(4), data.hq.split(4), strict=True)
+        for lq, hq in zip(data.lq.split(batch), data.hq.split(batch), strict=True)
     ]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 

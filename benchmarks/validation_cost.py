@@ -4,8 +4,8 @@
 
 RRDBNet nf 32 nb 4 on pictures of 64 x 64 that become 256 x 256, with psnr_y and ssim_y: the validation of the trainer, files
 and all, and a loop of forwards under `torch.no_grad`, in turn in one process, so that other load on the machine hits both
-alike. Both take as many pictures at once. Prints one JSON line: the median over rounds of the paired ratio, by the clock and of
-processor time, and where the difference goes, measured apart.
+alike. Both take as many pictures at once, on one thread. Prints one JSON line: quartiles over rounds of the paired ratio of
+processor time and by the clock, and where the difference goes, measured apart.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,9 +20,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import torch
+from paired import describe_machine, quartiles
 from torch import Tensor
 
 from dlas.config import load
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--no-images", action="store_true", help="do not write the pictures (eval.save_images: false)")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     logging.getLogger("dlas").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "options.yml"
@@ -149,9 +151,8 @@ def main() -> None:
         recorder.close()
     result = {
         "case": "validation / bare forwards, RRDB nf 32 nb 4, 64 -> 256 px",
-        "ratio": round(statistics.median(wall), 4),
-        "ratio_range": [round(min(wall), 4), round(max(wall), 4)],
-        "cpu_ratio": round(statistics.median(cpu), 4),
+        "ratio": quartiles(cpu),
+        "wall_ratio": quartiles(wall),
         "forward_ms": round(statistics.median(forward), 2),
         "beside_ms": beside,
         "pictures": arguments.pictures,
@@ -159,9 +160,7 @@ def main() -> None:
         "images_written": not arguments.no_images,
         "rounds": arguments.rounds,
         "device": str(device),
-        "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **describe_machine(),
     }
     print(json.dumps(result))
 

@@ -14,16 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import older_torchvision
 import torch
 
-_LIBRARY = torch.library.Library(
-    "torchvision", "DEF"
-)  # torchvision's binary wants CUDA; its Python parts need these names only
-for _name in ("nms", "qnms"):
-    _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-sys.modules["torchvision.transforms.functional_tensor"] = __import__(  # the place where older torchvision had it
-    "torchvision.transforms.functional", fromlist=["rgb_to_grayscale"]
-)
+older_torchvision.prepare()
 torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]  # its pool of pairs is always put on a GPU
 torch.set_num_threads(1)
 
