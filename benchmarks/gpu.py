@@ -1,12 +1,12 @@
 """Training steps at full size on a data-centre GPU: speed, memory, and what limits them.
 
-    python benchmarks/gpu.py [cases] [--seconds 10] [--markdown FILE]
+    python benchmarks/gpu.py [cases] [--seconds 10] [--peers FOLDER] [--markdown FILE]
     python benchmarks/gpu.py --tiny                # small sizes, two settings, also on a CPU: that it works, no figures
 
 Each case is trained by the trainer's own iterations (health checks and averages included) on data in pinned memory: eager in
 five settings, from plain float32 to bf16 in channels_last, and compiled (`compile: true`) in the fastest of them. BasicSR's
-network runs in the step as BasicSR makes it, where its package is installed. Prints a JSON line for each and a Markdown table
-in the end:
+network runs in the step as BasicSR makes it, where its package or a clone (`--peers`) is there. Prints a JSON line for each
+and a Markdown table in the end:
 
     samples_per_second, step_ms    over at least `--seconds`, behind a warm-up
     tflops, mfu                    of products, convolutions and attention; and over what a large product reaches here
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import json
 import logging
 import sys
@@ -39,7 +38,7 @@ import torch
 from gpu_cases import CASES, text_of
 from kernel_shares import profiled, wait_for
 from paired import describe_machine
-from peers.basicsr_rrdb import basicsr_rrdbnet
+from peers.networks import available, rrdbnet
 from torch import nn
 
 from dlas.config import load
@@ -112,8 +111,8 @@ def ours(
 
 def basicsr(device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     """BasicSR's step of the PSNR stage: float32 as torch sets it, Adam, an average weight by weight, the loss read at once."""
-    batch, side, network = (2, 16, basicsr_rrdbnet(8, 1, 4)) if options.tiny else (16, 48, basicsr_rrdbnet(64, 23))
-    network = network.to(device)
+    batch, side, nf, nb = (2, 16, 8, 1) if options.tiny else (16, 48, 64, 23)
+    network = rrdbnet("basicsr", options.peers, nf, nb).to(device)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, True
     torch.set_float32_matmul_precision("highest")
     average = [weight.detach().clone() for weight in network.parameters()]
@@ -163,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--peers", type=Path, help="folder with a clone of BasicSR (see peers/README.md)")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
     options = parser.parse_args()
     unknown = set(options.cases) - CASES.keys()
@@ -195,7 +195,7 @@ def main() -> None:
         if compiles:
             fastest = max(speeds, key=lambda each: speeds[each])
             run(name, f"{fastest} compiled", partial(ours, name, fastest, True, device, options, flops))
-        if name == "rrdb_psnr" and importlib.util.find_spec("basicsr"):
+        if name == "rrdb_psnr" and "basicsr" in available(options.peers):
             run(name, "BasicSR", partial(basicsr, device, options))
     written = table(rows, machine)
     print(written)
