@@ -145,13 +145,34 @@ def test_with_recomputation_the_gradients_are_the_same():
 def test_a_convolution_of_the_enlarged(layout):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
-    weight, bias = torch.randn(6, 3, 3, 3, dtype=torch.float64, requires_grad=True), torch.randn(6, dtype=torch.float64)
+    weight = torch.randn(6, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
     plain = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
     ours = convolve_doubled(x, weight, bias)
     torch.testing.assert_close(ours, plain)
     gradient = torch.randn_like(plain)
-    for found, expected in zip(*(torch.autograd.grad(y, [x, weight], gradient) for y in (ours, plain)), strict=True):
+    for found, expected in zip(*(torch.autograd.grad(y, [x, weight, bias], gradient) for y in (ours, plain)), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_convolution_of_the_enlarged_in_bfloat16_is_as_exact_as_enlarging_first(layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 8, 6).contiguous(memory_format=layout).requires_grad_()
+    conv = nn.Conv2d(32, 32, 3, padding=1)
+    given = [x, conv.weight, conv.bias]
+
+    def plain(x, weight, bias):
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+
+    def results(convolve, tensors, **autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, **autocast):
+            y = convolve(*tensors)
+        return [y.double(), *(each.double() for each in torch.autograd.grad(y.float().square().mean(), tensors))]
+
+    exact = results(plain, [each.detach().double().requires_grad_() for each in given], enabled=False)
+    for ours, usual, truth in zip(results(convolve_doubled, given), results(plain, given), exact, strict=True):
+        assert (ours - truth).norm() < 1.2 * (usual - truth).norm()
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
