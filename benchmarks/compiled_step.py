@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from paired import Worker, describe_machine, quartiles
+from paired import Worker, describe_machine, in_turn, quartiles
 
 SETTINGS = {"fp32": ("fp32", "contiguous"), "channels_last": ("fp32", "channels_last"), "bf16": ("bf16", "channels_last")}
 CASES = {"eager": "false", "compiled": "true"}
@@ -60,10 +60,7 @@ def main() -> None:
             begun = time.perf_counter()
             workers[case].ask(3)
             start[f"{case}_start_s"] = round(time.perf_counter() - begun, 1)
-        times: dict[str, list[float]] = {case: [] for case in CASES}
-        for number in range(options.rounds):
-            for case in list(CASES) if number % 2 else reversed(CASES):
-                times[case].append(workers[case].ask(2))
+        times = in_turn(workers, options.rounds, 2)
         for worker in workers.values():
             worker.close()
         ratios = [eager / compiled for eager, compiled in zip(*times.values(), strict=True)]

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +38,15 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
+
+
+def in_turn(workers: Mapping[str, Worker], rounds: int, steps: int) -> dict[str, list[float]]:
+    """What each worker answers to a number of steps, round by round, every other round in the opposite order."""
+    times: dict[str, list[float]] = {case: [] for case in workers}
+    for number in range(rounds):
+        for case in list(workers) if number % 2 else reversed(workers):
+            times[case].append(workers[case].ask(steps))
+    return times
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

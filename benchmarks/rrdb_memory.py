@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import torch
-from paired import Worker, describe_machine, quartiles
+from paired import Worker, describe_machine, in_turn, quartiles
 from peers.networks import FOLDERS, available
 from rrdb_step import rival_network
 from torch import nn
@@ -89,12 +89,9 @@ def main() -> None:
     command = [sys.executable, __file__, "--side", str(options.side)]
     command += [*(["--peers", str(options.peers.resolve())] if options.peers else []), "--work"]
     workers = {case: Worker([*command, case]) for case in (*rivals, *options.ways)}
-    times: dict[str, list[float]] = {case: [] for case in workers}
     for worker in workers.values():
         worker.ask(2)  # warm-up
-    for number in range(options.rounds):
-        for case in list(workers) if number % 2 else reversed(workers):
-            times[case].append(workers[case].ask(1))
+    times = in_turn(workers, options.rounds, 1)
     peaks = {case: worker.ask(0) for case, worker in workers.items()}
     for worker in workers.values():
         worker.close()

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import torch
-from paired import Worker, describe_machine, quartiles
+from paired import Worker, describe_machine, in_turn, quartiles
 from peers.networks import FOLDERS, available, rrdbnet
 from plain_rrdb import PlainRRDBNet
 from step_overhead import RRDB, InMemory, trainer_loop
@@ -106,13 +106,10 @@ def main() -> None:
     rivals = ["plain", *available(options.peers)]
     command = [sys.executable, __file__, *(["--peers", str(options.peers.resolve())] if options.peers else []), "--work"]
     workers = {case: Worker([*command, case]) for case in (*rivals, *options.setting)}
-    times: dict[str, list[float]] = {case: [] for case in workers}
     for worker in workers.values():
         worker.ask(3)  # warm-up
     distances = {rival: workers[rival].ask(0) for rival in rivals}
-    for number in range(options.rounds):
-        for case in list(workers) if number % 2 else reversed(workers):
-            times[case].append(workers[case].ask(2))
+    times = in_turn(workers, options.rounds, 2)
     for worker in workers.values():
         worker.close()
     medians = {case: round(statistics.median(found), 1) for case, found in times.items()}

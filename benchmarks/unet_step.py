@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "codes"))
 
 import torch
-from paired import Worker, describe_machine, quartiles
+from paired import Worker, describe_machine, in_turn, quartiles
 from peers import guided_diffusion
 from step_overhead import InMemory, trainer_of
 from torch import Tensor, nn
@@ -202,13 +202,10 @@ def main() -> None:
     for name in ("width", "blocks", "batch"):
         command += [f"--{name}", str(getattr(asked, name))]
     workers = {case: Worker([*command, "--work", case]) for case in (*rivals, *asked.setting)}
-    times: dict[str, list[float]] = {case: [] for case in workers}
     for worker in workers.values():
         worker.ask(2)  # warm-up
     distances = {rival: workers[rival].ask(0) for rival in rivals}
-    for number in range(asked.rounds):
-        for case in list(workers) if number % 2 else reversed(workers):
-            times[case].append(workers[case].ask(1))
+    times = in_turn(workers, asked.rounds, 1)
     for worker in workers.values():
         worker.close()
     medians = {case: round(statistics.median(found), 1) for case, found in times.items()}
